@@ -1,0 +1,57 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+# CUDA major version of the DALI package: 12 or 13. It imports and runs on the CPU without a driver.
+CUDA ?= 13
+DEMO ?= runs/demo
+# The demo writes its own phantom archive; RAW=/archive takes yours.
+RAW ?=
+STEPS ?= 12
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-cuda$(CUDA)
+
+.PHONY: help demo test lint format gpu-smoke golden clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo             phantom archive -> shards -> a few DINO steps (RAW=/archive: your own)"
+	@echo "make test             linters, type checks, layer checks and all tests"
+	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
+	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
+	@echo "make golden           write the golden shard again (only with a new format version)"
+	@echo "make clean            remove the environment and runs/demo"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[cuda$(CUDA),dev]'
+	@touch $@
+
+demo: $(READY)
+	@BIN=$(BIN) DEMO='$(DEMO)' RAW='$(RAW)' STEPS='$(STEPS)' bash benchmarks/demo.sh
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+gpu-smoke: $(READY)
+	$(BIN)/python -m benchmarks.gpu_smoke
+
+golden: $(READY)
+	$(BIN)/python tests/golden/make_golden.py
+
+clean:
+	rm -rf $(VENV) $(DEMO)

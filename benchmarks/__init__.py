@@ -1,0 +1,1 @@
+"""Throughput scenarios, the GPU smoke run and the guard."""

@@ -1,0 +1,242 @@
+"""The crop recipe as data, and the pure sampling of views from uniforms.
+
+A training sample is a *base box*, a cube cut from a volume at voxel precision. All views of a set lie
+inside it, so that global and local views share content. A view is a *source window* in the box, resampled
+to a cube of fixed size, mirrored, HU-windowed and jittered; ``augment.render_view`` says what the numbers
+mean voxel by voxel. Random numbers are passed in: the same uniforms give the same views on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from numpy import ndarray
+
+MAX_COLLAPSED_SIDE = 32
+"""Views this small or smaller are one voxel wide at the deepest level, where an instance norm has
+nothing to normalise over; the next larger side works."""
+
+GLOBAL_STRIDE = 32
+"""Global sides are whole multiples of the backbone's total stride."""
+
+MIN_GLOBAL_SIDE = 64
+"""Two strides: the deepest map of a global view keeps 2³ voxels."""
+
+N_UNIFORMS = 16
+"""Uniforms a view consumes, in this order: common extent (1), extent ratios (3), start (3), flips (3),
+window drawn or not (1), window ends (2), gain (1), offset (1), gamma (1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """One kind of view.
+
+    Attributes:
+        size: side of the view that the network sees, voxels.
+        extent: smallest and largest side of the source window, voxels of the base box.
+        count: views of this kind in a set.
+    """
+
+    size: int
+    extent: tuple[float, float]
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.size <= MAX_COLLAPSED_SIDE:
+            raise ValueError(
+                f"view size {self.size}: sides of {MAX_COLLAPSED_SIDE} voxels or fewer collapse to one "
+                f"voxel in the backbone; use {MAX_COLLAPSED_SIDE + 1} or more"
+            )
+        low, high = self.extent
+        if not 1 <= low <= high:
+            raise ValueError(f"view extent {self.extent}: give (low, high) with 1 <= low <= high")
+        if self.count < 1:
+            raise ValueError(f"view count {self.count}: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRecipe:
+    """How the views of one set are drawn from a base box.
+
+    Attributes:
+        global_: views that teacher and student see.
+        local: views that the student alone sees.
+        box_side: side of the base box, voxels.
+        extent_jitter: an axis' extent is the common extent times a ratio drawn from
+            ``[1 / (1 + extent_jitter), 1 + extent_jitter]``, kept within the spec's extent.
+        whole_voxels: extents and starts are whole voxels (so a view with extent == size is a plain crop).
+        flip_p_zyx: probability of mirroring each axis.
+        window_p: probability of a drawn HU window; otherwise the window is ``fixed_window_hu``.
+        low_hu: range of the drawn window's lower end.
+        high_hu: range of the drawn window's upper end.
+        fixed_window_hu: lower and upper end when no window is drawn.
+        gain: range of the factor on the windowed value (contrast).
+        offset: range of the term added to it (brightness).
+        gamma: range of the exponent, log-uniform, so that brightening and darkening balance.
+    """
+
+    global_: ViewSpec
+    local: ViewSpec
+    box_side: int
+    extent_jitter: float = 0.1
+    whole_voxels: bool = False
+    flip_p_zyx: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    window_p: float = 0.5
+    low_hu: tuple[float, float] = (-1000.0, -200.0)
+    high_hu: tuple[float, float] = (200.0, 1000.0)
+    fixed_window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    gain: tuple[float, float] = (0.9, 1.1)
+    offset: tuple[float, float] = (-0.05, 0.05)
+    gamma: tuple[float, float] = (0.8, 1.25)
+
+    def __post_init__(self) -> None:
+        size = self.global_.size
+        if size % GLOBAL_STRIDE or size < MIN_GLOBAL_SIDE:
+            raise ValueError(
+                f"global view size {size}: use a multiple of {GLOBAL_STRIDE}, {MIN_GLOBAL_SIDE} or more"
+            )
+        for name, spec in (("global", self.global_), ("local", self.local)):
+            if spec.extent[1] > self.box_side:
+                raise ValueError(
+                    f"{name} view extent up to {spec.extent[1]}: larger than the base box of side "
+                    f"{self.box_side}; use a larger box or a smaller extent"
+                )
+        if self.low_hu[1] >= self.high_hu[0]:
+            raise ValueError(
+                f"HU windows low {self.low_hu}, high {self.high_hu}: every low end must lie below every high end"
+            )
+        if self.gamma[0] <= 0 or self.extent_jitter < 0:
+            raise ValueError("gamma must be positive and extent_jitter must not be negative")
+
+    @property
+    def n_views(self) -> int:
+        """Views in a set, globals first."""
+        return self.global_.count + self.local.count
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Side of each view of a set, globals first."""
+        return (self.global_.size,) * self.global_.count + (self.local.size,) * self.local.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewDraws:
+    """The parameters of one set of views, globals first; a row is a view.
+
+    Attributes:
+        start_zyx: corner of the source window in the base box, voxels; continuous coordinates in which
+            voxel i covers [i, i + 1).
+        extent_zyx: sides of the source window; ``[start, start + extent)`` lies inside ``[0, box_side]``.
+        flip_zyx: axes to mirror.
+        low_hu: HU that becomes 0.
+        high_hu: HU that becomes 1.
+        gain: contrast factor.
+        offset: brightness term.
+        gamma: exponent.
+    """
+
+    start_zyx: Float64[ndarray, "v 3"]
+    extent_zyx: Float64[ndarray, "v 3"]
+    flip_zyx: Bool[ndarray, "v 3"]
+    low_hu: Float64[ndarray, " v"]
+    high_hu: Float64[ndarray, " v"]
+    gain: Float64[ndarray, " v"]
+    offset: Float64[ndarray, " v"]
+    gamma: Float64[ndarray, " v"]
+
+
+def draw_views(recipe: ViewRecipe, uniforms: Float64[ndarray, "v u"]) -> ViewDraws:
+    """Turn uniforms in [0, 1) into the view parameters of one set.
+
+    Args:
+        recipe: what to draw.
+        uniforms: ``recipe.n_views`` rows of ``N_UNIFORMS``.
+
+    Returns:
+        One row a view, globals first.
+
+    Raises:
+        ValueError: the uniforms have another shape.
+    """
+    wanted = (recipe.n_views, N_UNIFORMS)
+    if uniforms.shape != wanted:
+        raise ValueError(f"uniforms of shape {uniforms.shape}: this recipe takes {wanted}")
+    common, ratios, starts, flips, drawn, low, high, gain, offset, gamma = np.split(
+        uniforms, [1, 4, 7, 10, 11, 12, 13, 14, 15], axis=1
+    )
+    start_zyx, extent_zyx = _source_windows(recipe, common, ratios, starts)
+    low_hu, high_hu = _hu_windows(recipe, drawn[:, 0], low[:, 0], high[:, 0])
+    return ViewDraws(
+        start_zyx=start_zyx,
+        extent_zyx=extent_zyx,
+        flip_zyx=flips < np.asarray(recipe.flip_p_zyx),
+        low_hu=low_hu,
+        high_hu=high_hu,
+        gain=_between(recipe.gain, gain[:, 0]),
+        offset=_between(recipe.offset, offset[:, 0]),
+        gamma=recipe.gamma[0] * (recipe.gamma[1] / recipe.gamma[0]) ** gamma[:, 0],
+    )
+
+
+def identity_recipe(
+    *, global_size: int = 64, local_size: int = 40, box_side: int = 65
+) -> ViewRecipe:
+    """Plain crops at whole voxels, never mirrored, windowed -1000…1000, values untouched.
+
+    For tests and for finding faults: every view equals a slice of the box.
+    """
+    return ViewRecipe(
+        global_=ViewSpec(size=global_size, extent=(global_size, global_size), count=2),
+        local=ViewSpec(size=local_size, extent=(local_size, local_size), count=8),
+        box_side=box_side,
+        extent_jitter=0.0,
+        whole_voxels=True,
+        flip_p_zyx=(0.0, 0.0, 0.0),
+        window_p=0.0,
+        gain=(1.0, 1.0),
+        offset=(0.0, 0.0),
+        gamma=(1.0, 1.0),
+    )
+
+
+def _source_windows(
+    recipe: ViewRecipe,
+    common: Float64[ndarray, "v 1"],
+    ratios: Float64[ndarray, "v 3"],
+    starts: Float64[ndarray, "v 3"],
+) -> tuple[Float64[ndarray, "v 3"], Float64[ndarray, "v 3"]]:
+    """Place a nearly cubic window of drawn size uniformly inside the box."""
+    specs = [recipe.global_] * recipe.global_.count + [recipe.local] * recipe.local.count
+    smallest, largest = np.array([spec.extent for spec in specs], dtype=np.float64).T[:, :, None]
+    extent = smallest + (largest - smallest) * common
+    # Log-uniform around 1: stretching an axis and shrinking it are equally likely.
+    extent = extent * (1.0 + recipe.extent_jitter) ** (2.0 * ratios - 1.0)
+    extent = np.clip(extent, smallest, largest)
+    if recipe.whole_voxels:
+        extent = np.floor(extent)
+        return np.floor(starts * (recipe.box_side - extent + 1.0)), extent
+    room = recipe.box_side - extent
+    return starts * room, extent
+
+
+def _hu_windows(
+    recipe: ViewRecipe,
+    drawn: Float64[ndarray, " v"],
+    low: Float64[ndarray, " v"],
+    high: Float64[ndarray, " v"],
+) -> tuple[Float64[ndarray, " v"], Float64[ndarray, " v"]]:
+    """Draw each view's HU window, or give it the fixed one."""
+    is_drawn = drawn < recipe.window_p
+    fixed_low, fixed_high = recipe.fixed_window_hu
+    return (
+        np.where(is_drawn, _between(recipe.low_hu, low), fixed_low),
+        np.where(is_drawn, _between(recipe.high_hu, high), fixed_high),
+    )
+
+
+def _between(ends: tuple[float, float], uniform: Float64[ndarray, " v"]) -> Float64[ndarray, " v"]:
+    """Map uniforms in [0, 1) to [low, high)."""
+    low, high = ends
+    return low + (high - low) * uniform

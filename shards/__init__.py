@@ -1,0 +1,1 @@
+"""The on-disk contract and the stream: shards of CT volumes. No torch here."""

@@ -1,0 +1,28 @@
+"""Errors of the shard layer.
+
+ShardError                 anything wrong with a dataset; the message is one line for the user
+├── NotADatasetError       no manifest at the URL
+├── FormatVersionError     a dataset of another format or version
+├── ContractError          the dataset's preprocessing is not what the reader must have
+└── CorruptShardError      bytes that do not match their checksum, index or schema
+"""
+
+
+class ShardError(Exception):
+    """A dataset cannot be used as asked; ``str()`` says what, where and what to do."""
+
+
+class NotADatasetError(ShardError):
+    """No ``manifest.json`` where one was expected."""
+
+
+class FormatVersionError(ShardError):
+    """The manifest or a shard is of a format or version this reader does not know."""
+
+
+class ContractError(ShardError):
+    """The dataset was preprocessed in a way the caller said it cannot use."""
+
+
+class CorruptShardError(ShardError):
+    """Stored bytes do not match their checksum, their index or their schema."""

@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores, several engineers' worth of libraries: one thread each keeps the tests' results and times steady.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ct_data() -> Path:
+    """The folder of real CT; its README says what each file exercises."""
+    default = Path(__file__).parents[1].parent / "shared/data/ct"
+    path = Path(os.environ.get("CORALBAY_CT_DATA", default))
+    if not path.is_dir():
+        if os.environ.get("CORALBAY_REQUIRE_CT_DATA"):
+            pytest.fail(f"real CT is missing at {path}")
+        pytest.skip(f"no real CT at {path} (set CORALBAY_CT_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_config_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or makes the id key in the user's own config folder."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))

@@ -1,0 +1,1 @@
+"""The run: loader, loop, checkpoints and the ``coralbay`` command."""

@@ -1,0 +1,1 @@
+"""Shards to multi-crop batches, through NVIDIA DALI or the plain reference."""
