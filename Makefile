@@ -51,7 +51,7 @@ gpu-smoke: $(READY)
 	$(BIN)/python -m benchmarks.gpu_smoke
 
 golden: $(READY)
-	$(BIN)/python tests/golden/make_golden.py
+	$(BIN)/python tests/golden/make_golden.py tests/golden/v1
 
 clean:
 	rm -rf $(VENV) $(DEMO)

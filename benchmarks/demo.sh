@@ -16,7 +16,7 @@ else
 fi
 
 echo "== 2/4  ingest build-shards"
-"$bin/ingest" build-shards "$raw" "$demo/shards" --source demo
+"$bin/ingest" build-shards "$raw" "$demo/shards" --source demo --shard-mib 8 --workers 1
 echo "== 3/4  ingest verify, and a montage to look at"
 "$bin/ingest" verify "$demo/shards"
 "$bin/ingest" inspect "$demo/shards" --png "$demo/montage.png"

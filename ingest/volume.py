@@ -29,7 +29,7 @@ class Volume:
     padding_fraction: float = 0.0
 
     @property
-    def spacing_mm(self) -> Float64[ndarray, "3"]:
+    def spacing_mm(self) -> Float64[ndarray, " 3"]:
         """Distance between neighbours along each stored axis, mm."""
-        spacing: Float64[ndarray, "3"] = np.linalg.norm(self.affine[:3, :3], axis=0)
+        spacing: Float64[ndarray, " 3"] = np.linalg.norm(self.affine[:3, :3], axis=0)
         return spacing

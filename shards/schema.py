@@ -1,11 +1,11 @@
 """The on-disk contract, format version 1. Read this first; ``docs/format.md`` says it in words.
 
-A dataset is a folder or a bucket prefix: a manifest, shards (USTAR tars of whole volumes), two sidecars a
-shard, three Parquet tables and a report. Every name, member suffix, number and column that a reader may
-rely on is defined here and nowhere else.
+A dataset is a folder or a bucket prefix: a manifest, shards (USTAR tars of whole volumes), two
+sidecars a shard, three Parquet tables and a report. Every name, member suffix, number and column
+that a reader may rely on is defined here and nowhere else.
 
-Axis order is (z, y, x) everywhere. Arrays increase toward S, P, L (superior, posterior, left); an affine
-maps ``(z, y, x, 1)`` to RAS millimetres.
+Axis order is (z, y, x) everywhere. Arrays increase toward S, P, L (superior, posterior, left); an
+affine maps ``(z, y, x, 1)`` to RAS millimetres.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class HuStats:
-    """Over the stored voxels, HU; ``clipped_fraction`` is the share that the stored range cut off."""
+    """Over the stored voxels, HU; ``clipped_fraction`` is the share that the range cut off."""
 
     min: int
     max: int
@@ -183,7 +183,7 @@ class Original:
     shape_zyx: tuple[int, int, int]
     spacing_zyx_mm: tuple[float, float, float]
     orientation: str
-    """Directions in which the source's stored (slice, row, column) increase, e.g. ``SPL``, ``IAR``."""
+    """Directions in which the source's stored (slice, row, column) increase, e.g. ``IAR``."""
     geometry: str
     """Geometry verdict: ``uniform``, ``oblique``, ..."""
 
@@ -203,7 +203,7 @@ class SampleMeta:
     shape_zyx: tuple[int, int, int]
     spacing_zyx_mm: tuple[float, float, float]
     affine: tuple[tuple[float, ...], ...]
-    """4 × 4, row by row: (z, y, x, 1) to RAS mm."""
+    """4 by 4, row by row: (z, y, x, 1) to RAS mm."""
     original: Original
     hu: HuStats
     body_box_zyx: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -218,7 +218,7 @@ class SampleMeta:
     flags: tuple[str, ...]
     """Stable lower-case codes of what was noticed and handled, e.g. ``duplicates_dropped``."""
     content_sha256: str
-    """Of the int16 little-endian voxels in C order, then ``shape`` and ``affine`` (see format.md)."""
+    """Of the int16 little-endian voxels in C order, then shape and affine (see format.md)."""
 
 
 INDEX_SCHEMA = pa.schema(
@@ -238,7 +238,7 @@ INDEX_SCHEMA = pa.schema(
         ("nbytes", pa.int64()),
     ]
 )
-"""``index.parquet``: one thin row a sample; ``offset``/``nbytes`` of the zshard's data in the tar."""
+"""``index.parquet``: a thin row a sample; ``offset``/``nbytes`` of the zshard's data in the tar."""
 
 CHUNKS_SCHEMA = pa.schema(
     [
@@ -248,7 +248,7 @@ CHUNKS_SCHEMA = pa.schema(
         ("air_mask", pa.list_(pa.bool_())),
     ]
 )
-"""``chunks.parquet``: one row a sample, one row group a shard; chunks in C order of the chunk grid."""
+"""``chunks.parquet``: a row a sample, a row group a shard; chunks in C order of the chunk grid."""
 
 SERIES_SCHEMA = pa.schema(
     [
@@ -267,7 +267,7 @@ SERIES_SCHEMA = pa.schema(
         ("flags", pa.list_(pa.string())),
     ]
 )
-"""``series.parquet``: one row a series or stray file; the sum of ``n_files`` is every file found."""
+"""``series.parquet``: a row a series or stray file; ``n_files`` adds up to every file found."""
 
 converter = cattrs.Converter(forbid_extra_keys=True)
 """Dataclass to JSON-able and back; an unknown key is an error, so no typo is ever ignored."""
@@ -313,6 +313,7 @@ def load_manifest(data: bytes, where: str) -> Manifest:
     if found != FORMAT or version != FORMAT_VERSION:
         raise FormatVersionError(
             f"{where}: format {found!r} version {version!r}, but this reader knows {FORMAT!r} "
-            f"version {FORMAT_VERSION}; use a matching coralbay, or rebuild with `ingest build-shards`"
+            f"version {FORMAT_VERSION}; use a matching coralbay, "
+            "or rebuild with `ingest build-shards`"
         )
     return load_json(data, Manifest, where)

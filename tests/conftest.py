@@ -25,3 +25,12 @@ def ct_data() -> Path:
 def _own_config_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or makes the id key in the user's own config folder."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip GPU tests where there is no GPU."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")

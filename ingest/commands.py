@@ -1,0 +1,103 @@
+"""The commands of ``ingest`` and their flags, as data; tyro reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Raw = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW...")]
+Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT|URL")]
+Key = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[KEY]")]
+Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW... OUT")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+New = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """List what is there, series by series, and why each would be taken or not (no pixels)."""
+
+    raw: Raw
+    """Folders, archives (zip, tar, tar.gz, tar.bz2, tar.xz) and files to look into."""
+    min_slices: int = 10
+    """Fewest slices of a volume."""
+    id_key: File = None
+    """File with the key behind the identifiers; by default one of your own, made once."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildShards:
+    """Build a dataset from raw archives; resumable, and the same bytes every time."""
+
+    paths: Paths
+    """Folders, archives and files to read, then the folder to write."""
+    spacing_mm: Annotated[str, tyro.conf.arg(metavar="MM|z,y,x|native")] = "1.5"
+    """Target spacing in mm: one number, three as z,y,x, or native to keep each volume's own."""
+    body_crop: bool = True
+    """Crop to the body."""
+    resample: Literal["antialias", "linear"] = "antialias"
+    """How a volume is brought to the target spacing."""
+    profile: Literal["balanced", "ratio", "gpu"] = "balanced"
+    """Codec: balanced (fast to read), ratio (smaller), gpu (decoded on the GPU)."""
+    shard_mib: int = 384
+    """Size of a shard, about, in MiB."""
+    workers: int | None = None
+    """Worker processes, one a core by default; they change no byte."""
+    max_failures: float = 0.1
+    """Share of broken series (unreadable, truncated, undecodable) above which the run fails."""
+    min_slices: int = 10
+    """Fewest slices of a volume."""
+    source: str = "default"
+    """Name of the collection, stored with each sample: no personal data in it."""
+    id_key: File = None
+    """File with the key behind the identifiers; by default one of your own, made once."""
+    dry_run: bool = False
+    """Say what would be built, and write nothing."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a dataset: every checksum, every index, every sample decodes."""
+
+    url: Target
+    """Folder or URL (s3://, gs://, az://, file://) of a dataset."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Show what a dataset holds, or one sample of it."""
+
+    url: Target
+    """Folder or URL of a dataset."""
+    key: Key = None
+    """A sample's key."""
+    png: File = None
+    """Write a montage of the first volumes, or of the one sample, to this file."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArchive:
+    """Write a small raw archive of a computed torso: DICOM, NIfTI and the usual clutter."""
+
+    out: New
+    """A new or empty folder."""
+
+
+Command = (
+    Annotated[Scan, tyro.conf.subcommand("scan")]
+    | Annotated[BuildShards, tyro.conf.subcommand("build-shards")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[DemoArchive, tyro.conf.subcommand("demo-archive")]
+)

@@ -1,0 +1,79 @@
+"""What a build is asked to do, apart from where it reads and writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shards.schema import canonical_json
+
+Spacing = tuple[float, float, float] | None
+"""Target spacing (z, y, x) in mm; None keeps each volume's own."""
+MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Every setting that shapes the dataset; paths, workers and failure budget stay outside."""
+
+    spacing_zyx_mm: Spacing = (1.5, 1.5, 1.5)
+    body_crop: bool = True
+    resample: Literal["antialias", "linear"] = "antialias"
+    profile: Literal["balanced", "ratio", "gpu"] = "balanced"
+    shard_mib: int = 384
+    min_slices: int = 10
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.shard_mib < 1:
+            raise ValueError(f"--shard-mib {self.shard_mib}: give 1 or more")
+        if self.min_slices < 2:
+            raise ValueError(f"--min-slices {self.min_slices}: a volume needs 2 slices or more")
+        for mm in self.spacing_zyx_mm or ():
+            if not MIN_SPACING_MM <= mm <= MAX_SPACING_MM:
+                raise ValueError(
+                    f"--spacing-mm {mm:g}: give {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm, "
+                    "three such numbers as z,y,x, or native"
+                )
+
+
+def parse_spacing(text: str) -> Spacing:
+    """Read ``1.5``, ``z,y,x`` or ``native``.
+
+    >>> parse_spacing("1.5"), parse_spacing("3,1,1"), parse_spacing("native")
+    ((1.5, 1.5, 1.5), (3.0, 1.0, 1.0), None)
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text == "native":
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise ValueError(f"--spacing-mm {text}: give one number, three as z,y,x, or native")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def build_digest(config: BuildConfig, id_key_fingerprint: str, series: Iterable[Any]) -> str:
+    """Name of a build: equal for the same inputs, identifiers and settings, in whatever order read.
+
+    Args:
+        config: the settings.
+        id_key_fingerprint: of the key behind the identifiers.
+        series: the scan's series; of each, its identity and what the headers said of it.
+    """
+    identity = {
+        "config": {name: getattr(config, name) for name in sorted(config.__dataclass_fields__)},
+        "id_key": id_key_fingerprint,
+        "series": sorted(
+            [s.series_id, s.key, str(s.reason), s.n_files, s.n_slices] for s in series
+        ),
+    }
+    return hashlib.sha256(canonical_json(identity)).hexdigest()

@@ -1,0 +1,145 @@
+"""A DICOM series to HU: one slice decoded at a time, into one volume.
+
+Everything is per slice (compression, signedness, rescale): of 270,830 public series 281 mix
+PixelRepresentation and 53 mix transfer syntaxes.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+from numpy import ndarray
+from pydicom.pixels import apply_modality_lut
+
+from ingest.errors import Reason, SeriesError
+from ingest.headers import quiet_pydicom, read_dataset
+from ingest.series import Series
+from ingest.sources import read_files
+from ingest.volume import Volume
+from shards.schema import FILL_HU, HU_MAX
+
+TISSUE_ABOVE_HU = -900
+"""Padding between this and the stored maximum could be anatomy and is left as it is."""
+_HU_TYPES = {"", "HU", "US"}
+"""RescaleType: absent means HU for CT (PS3.3 C.8.2.1), and some scanners write "unspecified"."""
+
+
+def read_dicom(series: Series) -> Volume:
+    """Decode an accepted series.
+
+    Raises:
+        SeriesError: a slice cannot be decoded, is not in HU, or differs from another at its place.
+    """
+    assert series.shape_zyx is not None
+    assert series.affine is not None
+    hu: Float32[ndarray, "z y x"] = np.empty(series.shape_zyx, np.float32)
+    filled: set[int] = set()
+    flags: set[str] = set()
+    padded = 0
+    slice_of = dict(zip(series.refs, series.slice_of_ref, strict=True))
+    with quiet_pydicom():
+        for ref, data in read_files(series.refs):
+            plane, padding = decode_slice(data, series.shape_zyx[1:], flags)
+            number = slice_of[ref]
+            if number not in filled:
+                filled.add(number)
+                hu[number] = plane
+                padded += padding
+            elif np.array_equal(hu[number], plane):
+                flags.add("duplicates_dropped")
+            else:
+                detail = "different images at the same position"
+                raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
+    return Volume(
+        hu=hu,
+        affine=np.array(series.affine),
+        geometry=series.geometry,
+        flags=tuple(sorted(flags)),
+        padding_fraction=padded / hu.size,
+    )
+
+
+def decode_slice(
+    data: bytes, shape: tuple[int, ...], flags: set[str]
+) -> tuple[Float32[ndarray, "y x"], int]:
+    """HU of one file, padding already -1024, and how many pixels were padding.
+
+    Args:
+        data: the file.
+        shape: what its image must decode to.
+        flags: what is noticed is added here.
+
+    Raises:
+        SeriesError: the file cannot be decoded, or not to HU.
+    """
+    try:
+        return _decode_slice(data, shape, flags)
+    except (SeriesError, MemoryError):
+        raise
+    except Exception as exc:  # pydicom and its decoders raise an open family of errors on garbage
+        detail = f"a slice cannot be decoded ({type(exc).__name__})"
+        raise SeriesError(Reason.DECODE_FAILED, detail) from exc
+
+
+def _decode_slice(
+    data: bytes, shape: tuple[int, ...], flags: set[str]
+) -> tuple[Float32[ndarray, "y x"], int]:
+    dataset = read_dataset(io.BytesIO(data), header_only=False)
+    stored = dataset.pixel_array
+    if stored.shape != shape:
+        raise SeriesError(Reason.DECODE_FAILED, f"a slice decodes to shape {stored.shape}")
+    hu = _rescale(dataset, stored, flags)
+    padding = _padding_mask(dataset, stored)
+    count = 0
+    if padding is not None and padding.any():
+        values = hu[padding]
+        if ((values > TISSUE_ABOVE_HU) & (values <= HU_MAX)).any():
+            flags.add("padding_in_tissue_range")
+        else:
+            hu[padding] = FILL_HU
+            count = int(padding.sum())
+    return np.ascontiguousarray(hu, np.float32), count
+
+
+def _rescale(dataset: Any, stored: ndarray, flags: set[str]) -> Float64[ndarray, "y x"]:
+    """Stored values to HU by the slice's own Modality LUT or slope and intercept (PS3.3 C.11.1)."""
+    if str(dataset.get("RescaleType") or "").strip().upper() not in _HU_TYPES:
+        raise SeriesError(Reason.NOT_HU, "the rescale type is not HU")
+    if dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        flags.add("rescale_missing")
+    slope = 1.0 if slope is None else float(slope)
+    intercept = 0.0 if intercept is None else float(intercept)
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise SeriesError(Reason.NOT_HU, "rescale slope or intercept is not usable")
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _padding_mask(dataset: Any, stored: ndarray) -> Bool[ndarray, "y x"] | None:
+    """Pixels outside the reconstructed circle (PS3.3 C.7.5.1.1.2), None where none are declared."""
+    bits = int(dataset.BitsAllocated)
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    first = _as_stored(dataset.get("PixelPaddingValue"), bits, signed)
+    if first is None:
+        return None
+    last = _as_stored(dataset.get("PixelPaddingRangeLimit"), bits, signed)
+    low, high = sorted((first, first if last is None else last))
+    return (stored >= low) & (stored <= high)
+
+
+def _as_stored(value: Any, bits: int, signed: bool) -> int | None:
+    """A padding value as the pixels hold it: 63536 is often written for a signed -2000."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        return None
+    if signed and number >= 1 << (bits - 1):
+        return number - (1 << bits)
+    if not signed and number < 0:
+        return number + (1 << bits)
+    return number

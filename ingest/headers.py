@@ -1,0 +1,246 @@
+"""DICOM headers: the few facts that grouping, geometry and the report need.
+
+Nothing personal is read beyond the ids that become keyed pseudonyms.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pydicom
+from pydicom import uid
+from pydicom.config import disable_value_validation
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.tag import Tag
+
+from ingest.sources import FileRef
+
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDate", "SeriesTime",
+    "Modality", "ImageType", "ScanOptions", "BurnedInAnnotation", "NumberOfFrames",
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
+    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
+    "AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier", "TriggerTime",
+    "ConvolutionKernel", "ContrastBolusAgent", "KVP", "SliceThickness",
+]  # fmt: skip
+_PREAMBLE_BYTES = 132
+_PIXEL_TAGS = (Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData"))
+UNDEFINED_LENGTH = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Facts of one DICOM file, strings stripped; what is absent or invalid is "", () or None.
+
+    Attributes:
+        series_hint: tells series apart where the SeriesInstanceUID is missing.
+        phase: what differs between the phases of one series (time, trigger, temporal position).
+        pixel_bytes_missing: bytes of pixel data that the file should have and has not; None when
+            there is no pixel data element at all.
+        content_sha256: of the whole file, only where there is no SOPInstanceUID.
+    """
+
+    ref: FileRef
+    sop_instance: str
+    series: str
+    study: str
+    series_hint: str
+    patient: str
+    issuer: str
+    sop_class: str
+    transfer_syntax: str
+    modality: str
+    image_type: tuple[str, ...]
+    scan_options: str
+    burned_in: str
+    frames: int
+    samples: int
+    photometric: str
+    rows: int
+    columns: int
+    pixel_spacing: tuple[float, ...]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    phase: tuple[str, ...]
+    kernel: str
+    contrast_agent: str
+    kvp: float | None
+    slice_thickness: float | None
+    pixel_bytes_missing: int | None
+    content_sha256: str = ""
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes are DICOM's: with the prefix, or a bare data set.
+
+    Those begin in group 0002 or 0008; files of before 1993 and of some exporters have no preamble.
+    """
+    if head[128:_PREAMBLE_BYTES] == b"DICM":
+        return True
+    if len(head) < 16:
+        return False
+    for order in "<>":
+        group, element = struct.unpack(f"{order}HH", head[:4])
+        if group not in (0x0002, 0x0008) or element > 0x1000:
+            continue
+        explicit = head[4:6].isalpha() and head[4:6].isupper()
+        if explicit or struct.unpack(f"{order}L", head[4:8])[0] < 0x1000:
+            return True
+    return False
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Invalid values are the rule in archives: what matters is judged here, not warned about."""
+    with warnings.catch_warnings(), disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_dataset(stream: IO[bytes], *, header_only: bool) -> FileDataset:
+    """Parse a DICOM file, filling in a transfer syntax that the file does not state.
+
+    Raises:
+        Exception: pydicom raises an open family of errors on garbage.
+    """
+    dataset = pydicom.dcmread(
+        stream,
+        force=True,
+        stop_before_pixels=header_only,
+        specific_tags=list(_TAGS) if header_only else None,
+    )
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian
+            if implicit
+            else (uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian)
+        )
+    return dataset
+
+
+def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:
+    """Facts of the DICOM file in ``stream``, which has ``size`` bytes.
+
+    Raises:
+        Exception: see `read_dataset`; the caller records the file as unreadable.
+    """
+    dataset = read_dataset(stream, header_only=True)
+    syntax = _text(dataset.file_meta, "TransferSyntaxUID")
+    sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+    header = Header(
+        ref=ref,
+        sop_instance=_text(dataset, "SOPInstanceUID"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        study=_text(dataset, "StudyInstanceUID"),
+        series_hint=_joined(
+            dataset,
+            ("PatientID", "FrameOfReferenceUID", "SeriesNumber", "SeriesDate", "SeriesTime"),
+        ),
+        patient=_text(dataset, "PatientID"),
+        issuer=_text(dataset, "IssuerOfPatientID"),
+        sop_class=sop_class,
+        transfer_syntax=syntax,
+        modality=_text(dataset, "Modality").upper(),
+        image_type=_texts(dataset, "ImageType"),
+        scan_options=_joined(dataset, ("ScanOptions",)).upper(),
+        burned_in=_text(dataset, "BurnedInAnnotation").upper(),
+        frames=_integer(dataset, "NumberOfFrames", 1),
+        samples=_integer(dataset, "SamplesPerPixel", 1),
+        photometric=_text(dataset, "PhotometricInterpretation").upper(),
+        rows=_integer(dataset, "Rows", 0),
+        columns=_integer(dataset, "Columns", 0),
+        pixel_spacing=_numbers(dataset, "PixelSpacing"),
+        position=_numbers(dataset, "ImagePositionPatient"),
+        orientation=_numbers(dataset, "ImageOrientationPatient"),
+        phase=tuple(
+            _text(dataset, name)
+            for name in (
+                "AcquisitionNumber",
+                "AcquisitionTime",
+                "TemporalPositionIdentifier",
+                "TriggerTime",
+            )
+        ),
+        kernel="/".join(_texts(dataset, "ConvolutionKernel")),
+        contrast_agent=_text(dataset, "ContrastBolusAgent"),
+        kvp=_number(dataset, "KVP"),
+        slice_thickness=_number(dataset, "SliceThickness"),
+        pixel_bytes_missing=_missing_pixel_bytes(dataset, stream, size, syntax),
+    )
+    return header
+
+
+def _missing_pixel_bytes(
+    dataset: FileDataset, stream: IO[bytes], size: int, syntax: str
+) -> int | None:
+    """How much pixel data is cut off; 0 where only decoding can tell; None without pixel data."""
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        return 0  # inflated to its end without an error, and the stream's position says nothing
+    implicit, little = dataset.original_encoding
+    start = stream.tell()
+    head = stream.read(12)
+    order = "<" if little else ">"
+    if len(head) < 8 or Tag(struct.unpack(f"{order}HH", head[:4])) not in _PIXEL_TAGS:
+        return None
+    header_bytes = 8 if implicit else 12
+    if len(head) < header_bytes:
+        return 1
+    length = struct.unpack(f"{order}L", head[header_bytes - 4 : header_bytes])[0]
+    left = size - start - header_bytes
+    if length == UNDEFINED_LENGTH:
+        return int(left <= 0)
+    image = _integer(dataset, "Rows", 0) * _integer(dataset, "Columns", 0)
+    samples = _integer(dataset, "SamplesPerPixel", 1) * _integer(dataset, "NumberOfFrames", 1)
+    encapsulated = uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated
+    # Whether compressed data is whole only the decoder can tell, beyond the length it states.
+    bits = _integer(dataset, "BitsAllocated", 16)
+    expected = int(length) if encapsulated else image * samples * bits // 8
+    return max(0, expected - min(int(length), left))
+
+
+def _value(dataset: Any, name: str) -> Any:
+    try:
+        return dataset.get(name)
+    except Exception:  # converting a malformed value raises an open family of errors
+        return None
+
+
+def _texts(dataset: Any, name: str) -> tuple[str, ...]:
+    value = _value(dataset, name)
+    if value is None:
+        return ()
+    values = [value] if isinstance(value, str | bytes | int | float) else list(value)
+    return tuple(str(item).strip(" \0") for item in values)
+
+
+def _text(dataset: Any, name: str) -> str:
+    return next(iter(_texts(dataset, name)), "")
+
+
+def _joined(dataset: Any, names: tuple[str, ...]) -> str:
+    return "\\".join("\\".join(_texts(dataset, name)) for name in names)
+
+
+def _numbers(dataset: Any, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in _texts(dataset, name))
+    except ValueError:
+        return ()
+
+
+def _number(dataset: Any, name: str) -> float | None:
+    return next(iter(_numbers(dataset, name)), None)
+
+
+def _integer(dataset: Any, name: str, default: int) -> int:
+    number = _number(dataset, name)
+    return default if number is None or not abs(number) < 2**31 else int(number)

@@ -1,0 +1,104 @@
+"""The output folder: whether a build may write there, goes on there, or is done already."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ingest.errors import UsageError
+from ingest.work import STATE_FOLDER
+from shards.schema import MANIFEST, Manifest, canonical_json, load_manifest
+
+_STATE_FILE = "build.json"
+
+
+def check_sources(raw: Sequence[str]) -> None:
+    """Every source is given and exists.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if not raw:
+        raise UsageError("no RAW given; name a folder, an archive or a file")
+    for name in raw:
+        if not Path(name).exists():
+            raise UsageError(f"{name}: no such file or folder; check the path to the raw archive")
+
+
+def check_paths(raw: Sequence[str], out: str) -> Path:
+    """``out`` as a path, once every source exists and neither lies in the other.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    check_sources(raw)
+    if "://" in out:
+        raise UsageError(
+            f"{out}: OUT must be a local folder; build there, then copy it to the bucket"
+        )
+    target = Path(out).resolve()
+    for name in raw:
+        source = Path(name).resolve()
+        if target == source or target.is_relative_to(source):
+            raise UsageError(
+                f"{out}: OUT lies inside RAW {name}; give a folder outside the archive"
+            )
+        if source.is_relative_to(target):
+            raise UsageError(
+                f"{name}: RAW lies inside OUT {out}; give an OUT apart from the archive"
+            )
+    return Path(out)
+
+
+def complete_build(out: Path, build_sha256: str) -> Manifest | None:
+    """The manifest in ``out`` if this very build is complete there; None if it is not.
+
+    Raises:
+        UsageError: ``out`` holds something else.
+    """
+    if (out / MANIFEST).exists():
+        manifest = load_manifest((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+        if manifest.build_sha256 == build_sha256:
+            end_build(out)  # A run may have been stopped between the manifest and this.
+            return manifest
+        raise UsageError(f"{out}: holds a dataset of other inputs or settings; give another OUT")
+    return None
+
+
+def start_build(out: Path, build_sha256: str, versions: dict[str, str]) -> None:
+    """Make ``out`` and its state folder, or go on in those of an interrupted run of the same build.
+
+    Raises:
+        UsageError: ``out`` cannot be written, or holds something else.
+    """
+    state = out / STATE_FOLDER / _STATE_FILE
+    identity = canonical_json({"build_sha256": build_sha256, "versions": versions})
+    try:
+        if state.exists():
+            if state.read_bytes() != identity:
+                raise UsageError(
+                    f"{out}: holds an unfinished build of other inputs, settings or package "
+                    "versions; delete it or give another OUT"
+                )
+            return
+        if out.exists() and any(path.name != STATE_FOLDER for path in out.iterdir()):
+            raise UsageError(f"{out}: not empty and no dataset of ours; give a new or empty folder")
+        state.parent.mkdir(parents=True, exist_ok=True)
+        temporary = state.with_suffix(".tmp")
+        temporary.write_bytes(identity)
+        temporary.replace(state)
+    except OSError as exc:
+        raise UsageError(f"{out}: cannot write there ({exc.strerror}); give another OUT") from exc
+
+
+def end_build(out: Path) -> None:
+    """Remove the state of a build that is now complete."""
+    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+
+
+def drop_build(out: Path) -> None:
+    """Remove the state of a build that came to nothing, and ``out`` if that leaves it empty."""
+    end_build(out)
+    if not any(out.iterdir()):
+        out.rmdir()

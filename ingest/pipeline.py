@@ -1,0 +1,265 @@
+"""The main job: raw archives to a published dataset. Scan, cut into groups, build each, publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ingest.config import BuildConfig, build_digest
+from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
+from ingest.groups import Group, cut_groups
+from ingest.ids import IdKey
+from ingest.output import complete_build, drop_build, end_build, start_build
+from ingest.report import MAX_PREVIEWS, ReportData, render_report
+from ingest.scan import ScanConfig, ScanResult, scan
+from ingest.series import Series
+from ingest.work import GroupResult, GroupTask, Outcome, build_group, finished_result
+from ingest.workers import run_tasks
+from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals
+from shards.writer import ShardResult, publish
+
+PROBATION_SERIES = 20
+"""With fewer series than this the share of broken ones says little: no budget is applied."""
+BYTE_SHAPING_PACKAGES = ("coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy", "torch")
+"""Recorded with their versions: other versions may give other bytes."""
+
+
+class Listener(Protocol):
+    """Told how a build goes on; paths in a ``Series`` may be shown to a person, never stored."""
+
+    def files(self, count: int) -> None:
+        """Files seen so far."""
+
+    def planned(self, found: ScanResult, groups: int) -> None:
+        """The scan is over."""
+
+    def group_done(self, done: int, groups: int) -> None:
+        """One more shard, or one less to build."""
+
+    def refused(self, series: Series, outcome: Outcome) -> None:
+        """A series is not taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build would do, known from headers alone."""
+
+    found: ScanResult
+    groups: list[Group]
+    build_sha256: str
+
+    @property
+    def estimated_bytes(self) -> int:
+        """Rough size of all shards."""
+        return sum(group.estimated_bytes for group in self.groups)
+
+
+def plan_build(raw: Sequence[str], config: BuildConfig, id_key: IdKey, listener: Listener) -> Plan:
+    """Scan ``raw`` and cut what can be taken into groups.
+
+    Raises:
+        IngestError: nothing was found.
+    """
+    options = ScanConfig(min_slices=config.min_slices, source=config.source)
+    found = scan(raw, id_key, options, listener.files)
+    if found.n_files == 0:
+        raise IngestError(f"{', '.join(raw)}: no file found; is this the folder you meant?")
+    taken = [s for s in found.series if s.reason == Reason.OK]
+    groups = cut_groups(taken, config.spacing_zyx_mm, config.shard_mib << 20)
+    listener.planned(found, len(groups))
+    for series in found.series:
+        if series.reason != Reason.OK:
+            listener.refused(series, Outcome(reason=str(series.reason), detail=series.detail))
+    digest = build_digest(config, id_key.fingerprint, found.series)
+    return Plan(found=found, groups=groups, build_sha256=digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where and how a plan is carried out; none of it changes a byte of the dataset."""
+
+    out: Path
+    workers: int = 1
+    max_failures: float = 0.1
+    """Share of broken series (unreadable, truncated, undecodable) above which a run fails."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: give 1 or more")
+        if not 0 <= self.max_failures <= 1:
+            raise ValueError(f"--max-failures {self.max_failures:g}: give a share from 0 to 1")
+
+
+def build(plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Listener) -> Manifest:
+    """Carry out ``plan``; one that was stopped goes on where it was, a complete one stays.
+
+    Raises:
+        UsageError: OUT cannot be used.
+        FailureBudgetError: too large a share of the series is broken.
+        IngestError: no series was accepted, or a worker died.
+    """
+    if (done := complete_build(job.out, plan.build_sha256)) is not None:
+        return done
+    budget = Budget(plan.found.series, job.max_failures)
+    if not plan.groups:
+        raise nothing_accepted(plan.found)
+    versions = {name: importlib.metadata.version(name) for name in BYTE_SHAPING_PACKAGES}
+    start_build(job.out, plan.build_sha256, versions)
+    results = _build_groups(plan, config, job, budget, listener)
+    if not any(result.shard for result in results):
+        drop_build(job.out)
+        raise nothing_accepted(plan.found)
+    manifest = _publish(plan, config, id_key, job.out, results, versions)
+    end_build(job.out)
+    return manifest
+
+
+class Budget:
+    """Counts broken series and stops the run when they are too large a share of all."""
+
+    def __init__(self, series: Sequence[Series], max_failures: float) -> None:
+        self.total = len(series)
+        self.max_failures = max_failures
+        self.broken = 0
+        for one in series:
+            self.count(one.reason)
+
+    def count(self, reason: str) -> None:
+        """Add one series; only a ``BROKEN`` reason counts.
+
+        Raises:
+            FailureBudgetError: the budget is spent.
+        """
+        self.broken += reason in BROKEN
+        if self.total >= PROBATION_SERIES and self.broken > self.max_failures * self.total:
+            raise FailureBudgetError(
+                f"{self.broken} of {self.total} series are broken, more than --max-failures "
+                f"{self.max_failures:g} allows; see the refused files above, repair the archive or "
+                "raise --max-failures"
+            )
+
+
+def nothing_accepted(found: ScanResult) -> IngestError:
+    """The error for an archive that holds no usable CT volume."""
+    return IngestError(
+        f"no CT volume to build: {found.n_files} files found, none accepted; "
+        "`ingest scan` lists each with its reason"
+    )
+
+
+def _build_groups(
+    plan: Plan, config: BuildConfig, job: Job, budget: Budget, listener: Listener
+) -> list[GroupResult]:
+    """Build the groups that no earlier run finished; all results, by number."""
+    keys = sorted(series.key for group in plan.groups for series in group.series)
+    previews = frozenset(keys[:MAX_PREVIEWS])
+    tasks = [
+        GroupTask(
+            group=group,
+            out=str(job.out.resolve()),
+            config=config,
+            build_sha256=plan.build_sha256,
+            previews=previews.intersection(s.key for s in group.series),
+        )
+        for group in plan.groups
+    ]
+    kept = {t.group.number: result for t in tasks if (result := finished_result(t)) is not None}
+    waiting = [task for task in tasks if task.group.number not in kept]
+    by_key = {series.key: series for group in plan.groups for series in group.series}
+    results: list[GroupResult] = []
+    for result in itertools.chain(kept.values(), run_tasks(build_group, waiting, job.workers)):
+        results.append(result)
+        listener.group_done(len(results), len(tasks))
+        for key, outcome in result.outcomes.items():
+            if outcome.reason != Reason.OK:
+                listener.refused(by_key[key], outcome)
+                budget.count(outcome.reason)
+    return sorted(results, key=lambda r: r.number)
+
+
+def _publish(
+    plan: Plan,
+    config: BuildConfig,
+    id_key: IdKey,
+    out: Path,
+    results: Sequence[GroupResult],
+    versions: dict[str, str],
+) -> Manifest:
+    """Write tables, report and manifest beside the shards."""
+    outcomes = {key: outcome for r in results for key, outcome in r.outcomes.items()}
+    shards = [r.shard for r in results if r.shard is not None]
+    rows = [series_row(series, outcomes.get(series.key)) for series in plan.found.series]
+    contract = Contract(
+        must_match=MustMatch(spacing_zyx_mm=config.spacing_zyx_mm),
+        recorded=Recorded(
+            resampler=config.resample,
+            body_crop=config.body_crop,
+            profile=config.profile,
+            versions=versions,
+        ),
+    )
+    totals = count_totals(rows, shards)
+    report = ReportData(
+        rows=rows,
+        samples=[row for shard in shards for row in shard.index_rows],
+        previews={key: png for r in results for key, png in r.previews.items()},
+        hu_histogram=[sum(bins) for bins in zip(*(r.hu_histogram for r in results), strict=True)],
+        totals=totals,
+        contract=contract,
+    )
+    return publish(
+        out,
+        shards,
+        rows,
+        render_report(report).encode(),
+        contract,
+        plan.build_sha256,
+        id_key.fingerprint,
+        totals,
+    )
+
+
+def series_row(series: Series, outcome: Outcome | None) -> dict[str, Any]:
+    """A row of ``series.parquet``: the pixel stage's verdict if there was one, else the scan's."""
+    if series.reason != Reason.OK or outcome is None:
+        outcome = Outcome(reason=str(series.reason), detail=series.detail, flags=series.flags)
+    accepted = outcome.reason == Reason.OK
+    return {
+        "series_id": series.series_id,
+        "source_kind": series.source_kind,
+        "verdict": "accepted" if accepted else "refused",
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "n_files": series.n_files,
+        "n_slices": series.n_slices,
+        "key": series.key if accepted else None,
+        "modality": series.modality,
+        "geometry": series.geometry,
+        "shape_zyx": None if series.shape_zyx is None else list(series.shape_zyx),
+        "spacing_zyx_mm": None if series.spacing_zyx_mm is None else list(series.spacing_zyx_mm),
+        "flags": list(outcome.flags),
+    }
+
+
+def count_totals(rows: Sequence[dict[str, Any]], shards: Sequence[ShardResult]) -> Totals:
+    """The sums of the manifest; every file found is either used or refused."""
+    samples = [row for shard in shards for row in shard.index_rows]
+    used = sum(row["n_files"] for row in rows if row["verdict"] == "accepted")
+    files = sum(row["n_files"] for row in rows)
+    accepted = sum(row["verdict"] == "accepted" for row in rows)
+    return Totals(
+        samples=len(samples),
+        trainable=sum(row["trainable"] for row in samples),
+        shard_bytes=sum(shard.entry.bytes for shard in shards),
+        voxels=sum(math.prod(row["shape_zyx"]) for row in samples),
+        files_in=files,
+        files_used=used,
+        files_refused=files - used,
+        series_accepted=accepted,
+        series_refused=len(rows) - accepted,
+    )

@@ -1,0 +1,45 @@
+"""Reason codes in words, for the report and the terminal."""
+
+from __future__ import annotations
+
+from ingest.errors import Reason
+
+SENTENCES: dict[Reason, str] = {
+    Reason.OK: "Taken as a volume.",
+    Reason.UNREADABLE_FILE: "The file could not be opened or parsed.",
+    Reason.TRUNCATED_FILE: "The file ends before its pixel data do.",
+    Reason.CORRUPT_ARCHIVE: "The archive is damaged and could not be unpacked.",
+    Reason.DECODE_FAILED: "The compressed pixels could not be decoded.",
+    Reason.NOT_MEDICAL_IMAGE: "Neither DICOM nor NIfTI.",
+    Reason.ARCHIVE_LIMIT: "The archive is larger, or unpacks to more, than is safe to read.",
+    Reason.NESTED_ARCHIVE: "An archive inside an archive; unpack the outer one.",
+    Reason.DICOMDIR: "A DICOM directory: an index of other files, without an image.",
+    Reason.DUPLICATE_FILE: "The same image was found before; one copy is used.",
+    Reason.DUPLICATE_SERIES: "The same volume was found before; one copy is used.",
+    Reason.NOT_CT: "Another modality than CT.",
+    Reason.NOT_AN_IMAGE: "A DICOM object without pixels, such as a report or a plan.",
+    Reason.SECONDARY_CAPTURE: "A screen capture or a rendering, not the scanner's own image.",
+    Reason.LOCALIZER: "A localizer (scout, topogram): a projection, not a volume.",
+    Reason.NOT_GREYSCALE: "Colour, or more than one sample a pixel.",
+    Reason.MULTI_FRAME: "Several frames in one file, which is not read yet.",
+    Reason.BURNED_IN_ANNOTATION: "Text is burned into the pixels and may identify a person.",
+    Reason.UNSUPPORTED_TRANSFER_SYNTAX: "The pixels are encoded in a way that is not read.",
+    Reason.MISSING_GEOMETRY: "Position, orientation or pixel spacing is not stated.",
+    Reason.TOO_FEW_SLICES: "Fewer slices than --min-slices.",
+    Reason.DUPLICATE_POSITIONS: "Different images share a position, as phases of a scan do.",
+    Reason.MISSING_SLICES: "There is a gap where slices are missing.",
+    Reason.VARIABLE_SPACING: "The distance between slices changes.",
+    Reason.TILTED: "The gantry was tilted, so the slices form no rectangular grid.",
+    Reason.NOT_3D: "Not a three-dimensional image.",
+    Reason.BAD_AFFINE: "The stated affine places no orthogonal grid.",
+    Reason.IMPLAUSIBLE_SPACING: "The voxel spacing is not that of a CT of a person.",
+    Reason.BLANK: "All voxels are equal, or nearly so.",
+    Reason.NOT_HU: "The values are not Hounsfield units.",
+    Reason.IMPLAUSIBLE_HU: "The values lie outside what Hounsfield units can be.",
+}
+"""A sentence for each reason."""
+
+
+def sentence(reason: str) -> str:
+    """The reason in words."""
+    return SENTENCES[Reason(reason)]

@@ -1,0 +1,196 @@
+"""One group of series to one shard: the work that runs on a worker."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16, Int64
+from numpy import ndarray
+
+from ingest.config import BuildConfig
+from ingest.errors import Reason, SeriesError
+from ingest.groups import Group
+from ingest.series import Series
+from shards.digest import content_sha256
+from shards.schema import HU_MAX, HU_MIN, SampleMeta, canonical_json, converter, load_json
+from shards.writer import ShardResult, ShardWriter
+
+logger = logging.getLogger(__name__)
+
+HISTOGRAM_BIN_HU = 64
+"""Width of a bar in the report's HU histogram: 64 bars over the stored range."""
+PREVIEW_SIDE = 128
+"""Pixels of a preview's plane."""
+STATE_FOLDER = ".build"
+"""Inside OUT while a build is unfinished: what a second run needs to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTask:
+    """All that a worker needs; picklable."""
+
+    group: Group
+    out: str
+    config: BuildConfig
+    build_sha256: str
+    previews: frozenset[str]
+    """Keys of the volumes that the report shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a series at the pixel stage."""
+
+    reason: str
+    detail: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """What a group leaves behind; also its file in the state folder."""
+
+    build_sha256: str
+    number: int
+    shard: ShardResult | None
+    """None when every series was refused."""
+    outcomes: dict[str, Outcome]
+    """By series key."""
+    previews: dict[str, str] = field(default_factory=dict)
+    """PNG in base64 by key."""
+    hu_histogram: list[int] = field(default_factory=list)
+
+
+def build_group(task: GroupTask) -> GroupResult:
+    """Read, prepare and write every series of a group; record the result for a later run.
+
+    A series that is refused shortens the shard. Anything unexpected stops the run, with a note that
+    names the series.
+    """
+    out = Path(task.out)
+    outcomes: dict[str, Outcome] = {}
+    previews: dict[str, str] = {}
+    histogram = np.zeros((HU_MAX - HU_MIN + 1) // HISTOGRAM_BIN_HU, np.int64)
+    shard = None
+    with ShardWriter(out, task.group.number, task.config.profile) as writer:
+        for series in task.group.series:
+            try:
+                meta, hu = make_sample(series, task.config)
+            except SeriesError as exc:
+                outcomes[series.key] = Outcome(reason=str(exc.reason), detail=exc.detail)
+                continue
+            except Exception as exc:
+                exc.add_note(f"while building series {series.series_id}")
+                raise
+            writer.add(meta, hu)
+            outcomes[series.key] = Outcome(reason=str(Reason.OK), flags=meta.flags)
+            histogram += hu_histogram(hu)
+            if series.key in task.previews:
+                previews[series.key] = preview(hu, meta.spacing_zyx_mm)
+        if any(o.reason == Reason.OK for o in outcomes.values()):
+            shard = writer.close()
+    result = GroupResult(
+        build_sha256=task.build_sha256,
+        number=task.group.number,
+        shard=shard,
+        outcomes=outcomes,
+        previews=previews,
+        hu_histogram=histogram.tolist(),
+    )
+    save_result(out, result)
+    return result
+
+
+def make_sample(series: Series, config: BuildConfig) -> tuple[SampleMeta, Int16[ndarray, "z y x"]]:
+    """Read and prepare one series.
+
+    Raises:
+        SeriesError: its pixels are not what the headers promised, or are no HU.
+    """
+    # Here, because they bring in torch and pydicom, which `--help` must not.
+    from ingest.prepare import PrepareConfig, prepare
+    from ingest.reader import read_series
+
+    options = PrepareConfig(
+        spacing_zyx_mm=config.spacing_zyx_mm, body_crop=config.body_crop, resample=config.resample
+    )
+    prepared = prepare(read_series(series), options)
+    assert series.slice_mm is not None
+    affine = np.asarray(prepared.affine, np.float64)
+    meta = SampleMeta(
+        key=series.key,
+        subject_id=series.subject_id,
+        study_id=series.study_id,
+        source=config.source,
+        source_kind=series.source_kind,
+        modality=series.modality,
+        shape_zyx=prepared.hu.shape,
+        spacing_zyx_mm=prepared.spacing_zyx_mm,
+        affine=tuple(tuple(row) for row in affine.tolist()),
+        original=prepared.original,
+        hu=prepared.hu_stats,
+        body_box_zyx=prepared.body_box_zyx,
+        slice_mm=series.slice_mm,
+        kernel=series.kernel,
+        contrast=series.contrast,
+        kvp=series.kvp,
+        flags=tuple(sorted({*series.flags, *prepared.flags})),
+        content_sha256=content_sha256(prepared.hu, affine),
+    )
+    return meta, prepared.hu
+
+
+def hu_histogram(hu: Int16[ndarray, "z y x"]) -> Int64[ndarray, " bins"]:
+    """Voxels a bin of ``HISTOGRAM_BIN_HU``, from ``HU_MIN`` on."""
+    counts = np.bincount(hu.ravel().astype(np.int32) - HU_MIN, minlength=HU_MAX - HU_MIN + 1)
+    bins: Int64[ndarray, " bins"] = counts.reshape(-1, HISTOGRAM_BIN_HU).sum(axis=1)
+    return bins
+
+
+def preview(hu: Int16[ndarray, "z y x"], spacing_zyx_mm: Sequence[float]) -> str:
+    """Three planes as PNG in base64, for the report."""
+    from ingest.montage import png_bytes, strip
+
+    return base64.b64encode(png_bytes(strip(hu, spacing_zyx_mm, PREVIEW_SIDE))).decode()
+
+
+def save_result(out: Path, result: GroupResult) -> None:
+    """Write a group's result whole or not at all."""
+    path = _result_path(out, result.number)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(canonical_json(converter.unstructure(result)))
+    temporary.replace(path)
+
+
+def finished_result(task: GroupTask) -> GroupResult | None:
+    """The result of an earlier run, if it was of this build and its files are unchanged."""
+    path = _result_path(Path(task.out), task.group.number)
+    if not path.exists():
+        return None
+    result = load_json(path.read_bytes(), GroupResult, path.name)
+    if result.build_sha256 != task.build_sha256:
+        return None
+    if result.shard is None:
+        return result
+    entry = result.shard.entry
+    for file in (entry, entry.idx, entry.refs):
+        if not _unchanged(Path(task.out) / file.name, file.bytes, file.sha256):
+            return None
+    return result
+
+
+def _result_path(out: Path, number: int) -> Path:
+    return out / STATE_FOLDER / f"group-{number:06d}.json"
+
+
+def _unchanged(path: Path, nbytes: int, sha256: str) -> bool:
+    if not path.is_file() or path.stat().st_size != nbytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256

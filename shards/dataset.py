@@ -1,0 +1,266 @@
+"""Opens a published dataset: manifest, index, chunk tables, single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float64, Int16, Int32, Int64
+from numpy import ndarray
+
+from shards.codec import decode_volume
+from shards.digest import sha256
+from shards.errors import CorruptShardError, NotADatasetError
+from shards.plan import PlanSamples
+from shards.profiles import get_profile
+from shards.schema import (
+    CHUNKS,
+    CHUNKS_SCHEMA,
+    DATA_SUFFIX,
+    INDEX,
+    INDEX_SCHEMA,
+    MANIFEST,
+    META_SUFFIX,
+    ZARR_SUFFIX,
+    FileEntry,
+    Manifest,
+    SampleMeta,
+    idx_name,
+    load_json,
+    load_manifest,
+)
+from shards.sidecars import parse_idx
+from shards.store import RangeFile, Store, get, get_range, open_store
+from shards.tables import check_schema, read_table
+from shards.tar import Member
+
+Array = TypeVar("Array", bound="ndarray[Any, Any]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One volume with its provenance."""
+
+    meta: SampleMeta
+    hu: Int16[ndarray, "z y x"]
+    """HU, axes toward S, P, L."""
+    affine: Float64[ndarray, "4 4"]
+    """(z, y, x, 1) to RAS mm."""
+
+
+@dataclass(frozen=True)
+class Ragged(Sequence[Array], Generic[Array]):
+    """Rows of unequal length as one flat array: a million rows cost no million objects."""
+
+    flat: Array
+    splits: Int64[ndarray, " n+1"]
+    """Row ``i`` is ``flat[splits[i]:splits[i + 1]]``."""
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> Array: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Array]: ...
+    def __getitem__(self, row: int | slice) -> Array | Sequence[Array]:
+        """One row as a view, or a list of them."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        at = range(len(self))[row]
+        return cast("Array", self.flat[self.splits[at] : self.splits[at + 1]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkTable:
+    """Chunks of samples, one row a sample in index order; chunks in C order of the grid."""
+
+    keys: list[str]
+    offsets: Ragged[Int64[ndarray, " n"]]
+    """From the start of the sample's zshard."""
+    nbytes: Ragged[Int32[ndarray, " n"]]
+    """0: absent, every voxel is -1024."""
+    air_mask: Ragged[Bool[ndarray, " n"]]
+    """No voxel above -500 HU."""
+
+
+class Dataset:
+    """A published dataset. Iterating gives every sample, in index order.
+
+    Attributes:
+        url: where it was opened.
+        store: the storage it is read from.
+        manifest: what it says of itself.
+        index: ``index.parquet``, one row a sample.
+    """
+
+    def __init__(self, url: str, store: Store, manifest: Manifest, index: pa.Table) -> None:
+        self.url = url
+        self.store = store
+        self.manifest = manifest
+        self.index = index
+        self._members = lru_cache(maxsize=64)(self._read_idx)
+
+    @classmethod
+    def open(cls, url: str | Path) -> Dataset:
+        """Open a folder or URL: two requests, for the manifest and the index.
+
+        Raises:
+            NotADatasetError: no dataset there.
+            FormatVersionError: another format or version.
+            CorruptShardError: manifest or index are not as written.
+            ShardError: the storage cannot be used.
+        """
+        store = open_store(url)
+        manifest = read_manifest(store, url)
+        where = f"{url}: {INDEX}"
+        index = read_table(_checked_index(store, manifest, where), INDEX_SCHEMA, where)
+        return cls(str(url), store, manifest, index)
+
+    def __len__(self) -> int:
+        return int(self.index.num_rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.sample(key) for key in self.keys())
+
+    @property
+    def chunk_side(self) -> int:
+        """Side of a chunk, voxels."""
+        return get_profile(self.manifest.contract.recorded.profile).chunk_side
+
+    def keys(self) -> list[str]:
+        """Sample keys, in index order."""
+        keys: list[str] = self.index["key"].to_pylist()
+        return keys
+
+    def sample(self, key: str) -> Sample:
+        """Read one sample: its shard's index (once), then one range.
+
+        Raises:
+            KeyError: no such sample.
+            CorruptShardError: its bytes are not as written.
+        """
+        shard = self.index["shard"][self._row_of[key]].as_py()
+        try:
+            members = self._members(shard)[key]
+            meta, array, data = (members[s] for s in (META_SUFFIX, ZARR_SUFFIX, DATA_SUFFIX))
+        except KeyError as exc:
+            raise CorruptShardError(f"{idx_name(shard)}: lacks {exc} of sample {key}") from exc
+        buf = get_range(self.store, shard, meta.offset, data.offset + data.nbytes - meta.offset)
+
+        def content(member: Member) -> bytes:
+            at = member.offset - meta.offset
+            return bytes(buf[at : at + member.nbytes])
+
+        parsed = load_json(content(meta), SampleMeta, f"{shard}: {meta.name}")
+        try:
+            hu = decode_volume(content(array), content(data))
+            if hu.shape != tuple(parsed.shape_zyx):
+                raise CorruptShardError(f"shape {hu.shape}, its record says {parsed.shape_zyx}")
+        except CorruptShardError as exc:
+            raise CorruptShardError(f"{shard}: {key}: {exc}") from exc
+        return Sample(meta=parsed, hu=hu, affine=np.array(parsed.affine, dtype=np.float64))
+
+    def chunk_rows(self, shards: Sequence[int] | None = None) -> ChunkTable:
+        """Chunk tables of some shards (positions in the manifest), or of all; read when asked for.
+
+        Raises:
+            CorruptShardError: ``chunks.parquet`` is not as described.
+        """
+        wanted = range(len(self.manifest.shards)) if shards is None else shards
+        try:
+            parquet = pq.ParquetFile(RangeFile(self.store, CHUNKS))
+            check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
+            table = parquet.read_row_groups(list(wanted))
+        except (pa.ArrowException, OSError, IndexError) as exc:
+            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+        return ChunkTable(
+            keys=table["key"].to_pylist(),
+            offsets=_ragged(table["chunk_offsets"]),
+            nbytes=_ragged(table["chunk_nbytes"]),
+            air_mask=_ragged(table["air_mask"]),
+        )
+
+    def plan_samples(self) -> PlanSamples:
+        """What planning needs of every sample, in index order."""
+        chunks = self.chunk_rows()
+        keys = self.keys()
+        if chunks.keys != keys:
+            raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
+        numbers = {shard.name: n for n, shard in enumerate(self.manifest.shards)}
+        shard_number = [numbers[name] for name in self.index["shard"].to_pylist()]
+        shapes = self.index["shape_zyx"].combine_chunks().flatten().to_numpy()
+        return PlanSamples(
+            keys=keys,
+            trainable=self.index["trainable"].to_numpy(),
+            shard_number=np.array(shard_number, dtype=np.int32),
+            shapes=shapes.reshape(-1, 3),
+            air_mask=chunks.air_mask,
+            chunk_side=self.chunk_side,
+        )
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys())}
+
+    def _read_idx(self, shard: str) -> dict[str, dict[str, Member]]:
+        name = idx_name(shard)
+        try:
+            return parse_idx(get(self.store, name), name)
+        except FileNotFoundError as exc:
+            raise CorruptShardError(f"{name}: missing") from exc
+
+
+def read_manifest(store: Store, url: str | Path) -> Manifest:
+    """The manifest of the dataset in ``store``, which was opened from ``url``.
+
+    Raises:
+        NotADatasetError: there is none.
+        FormatVersionError: another format or version.
+        CorruptShardError: not a manifest.
+    """
+    try:
+        data = get(store, MANIFEST)
+    except FileNotFoundError as exc:
+        raise NotADatasetError(
+            f"{url}: no {MANIFEST} there; give the output of `ingest build-shards` "
+            "(a build that did not finish has none)"
+        ) from exc
+    return load_manifest(data, f"{url}: {MANIFEST}")
+
+
+def file_entry(manifest: Manifest, name: str) -> FileEntry:
+    """What the manifest says of file ``name``; CorruptShardError when it names no such file."""
+    for entry in manifest.files:
+        if entry.name == name:
+            return entry
+    raise CorruptShardError(f"{MANIFEST}: names no {name}")
+
+
+def _checked_index(store: Store, manifest: Manifest, where: str) -> bytes:
+    """The index's bytes: planning from another dataset's index would read garbage."""
+    entry = file_entry(manifest, INDEX)
+    try:
+        data = get(store, INDEX)
+    except FileNotFoundError as exc:
+        raise CorruptShardError(f"{where}: missing; copy the dataset again") from exc
+    if sha256(data) != entry.sha256:
+        raise CorruptShardError(
+            f"{where}: SHA-256 is not that in {MANIFEST}; copy the dataset again, "
+            "or run `ingest verify` to see what else differs"
+        )
+    return data
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged[Any]:
+    merged = column.combine_chunks()
+    # flatten() drops what slicing hid, so the splits are counted again from the lengths.
+    lengths = merged.value_lengths().to_numpy()
+    splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return Ragged(merged.flatten().to_numpy(zero_copy_only=False), splits)

@@ -1,0 +1,76 @@
+"""The three Parquet tables: rows in, the same bytes out every time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int32, Int64
+from numpy import ndarray
+
+from shards.errors import CorruptShardError
+from shards.schema import INDEX_SCHEMA, MIN_TRAINABLE_SIDE, SampleMeta
+from shards.tar import Member
+
+Row = dict[str, Any]
+
+
+def index_row(meta: SampleMeta, shard: str, data: Member) -> Row:
+    """Row of ``index.parquet`` for a sample whose zshard is member ``data`` of ``shard``."""
+    copied = {name: getattr(meta, name) for name in INDEX_SCHEMA.names if hasattr(meta, name)}
+    return copied | {
+        "shard": shard,
+        "shape_zyx": list(meta.shape_zyx),
+        "spacing_zyx_mm": list(meta.spacing_zyx_mm),
+        "trainable": min(meta.shape_zyx) >= MIN_TRAINABLE_SIDE,
+        "offset": data.offset,
+        "nbytes": data.nbytes,
+    }
+
+
+def chunk_row(
+    key: str,
+    offsets: Int64[ndarray, " n"],
+    nbytes: Int32[ndarray, " n"],
+    air_mask: Bool[ndarray, " n"],
+) -> Row:
+    """Row of ``chunks.parquet``: plain lists, so that a row can be kept as JSON."""
+    return {
+        "key": key,
+        "chunk_offsets": offsets.tolist(),
+        "chunk_nbytes": nbytes.tolist(),
+        "air_mask": air_mask.tolist(),
+    }
+
+
+def parquet_bytes(row_groups: Iterable[Sequence[Row]], schema: pa.Schema) -> bytes:
+    """A Parquet file, zstd, one row group for each sequence of rows. No time or host is stored."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for rows in row_groups:
+            table = pa.Table.from_pylist(list(rows), schema=schema)
+            writer.write_table(table, row_group_size=max(1, len(rows)))
+    return buffer.getvalue()
+
+
+def read_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:
+    """Read a whole Parquet file.
+
+    Raises:
+        CorruptShardError: not Parquet, or other columns than ``schema``.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as exc:
+        raise CorruptShardError(f"{where}: not a readable Parquet file ({exc})") from exc
+    check_schema(table.schema, schema, where)
+    return table
+
+
+def check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:
+    """Raise CorruptShardError unless names, order and types of the columns are as expected."""
+    if not found.equals(expected, check_metadata=False):
+        raise CorruptShardError(f"{where}: columns are not those of this format version")

@@ -1,0 +1,229 @@
+"""Checks a dataset: every byte against its digest, every index against the tars, every voxel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.dataset import file_entry, read_manifest
+from shards.digest import sha256
+from shards.errors import CorruptShardError, ShardError
+from shards.schema import (
+    CHUNKS,
+    CHUNKS_SCHEMA,
+    INDEX,
+    INDEX_SCHEMA,
+    MANIFEST,
+    SERIES,
+    SERIES_SCHEMA,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+)
+from shards.store import Store, get, names, open_store
+from shards.tables import Row, check_schema, read_table
+from shards.verify_shard import ShardRows, verify_shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked, and everything that is wrong."""
+
+    problems: list[str]
+    """One line each: which file, where in it, what."""
+    shards: int
+    samples: int
+    """Samples that are whole: decoded, and equal to their digest."""
+    bytes: int
+    """Bytes of shards that were read."""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+
+@dataclass
+class _Check:
+    """One run: the storage, what the manifest says, and the problems so far."""
+
+    store: Store
+    manifest: Manifest
+    problems: list[str] = field(default_factory=list)
+
+    def file(self, entry: FileEntry) -> bytes | None:
+        """A whole file; a wrong one is still returned, so that one problem does not hide others."""
+        try:
+            data = get(self.store, entry.name)
+        except FileNotFoundError:
+            self.problems.append(f"{entry.name}: missing")
+            return None
+        except ShardError as exc:
+            self.problems.append(str(exc))
+            return None
+        if len(data) != entry.bytes or sha256(data) != entry.sha256:
+            self.problems.append(f"{entry.name}: size or SHA-256 is not that in {MANIFEST}")
+        return data
+
+    def table(self, name: str, schema: pa.Schema) -> pa.Table | None:
+        """One of the Parquet tables, if it can be read."""
+        try:
+            data = self.file(file_entry(self.manifest, name))
+            return None if data is None else read_table(data, schema, name)
+        except ShardError as exc:
+            self.problems.append(str(exc))
+            return None
+
+
+def verify(url: str | Path, progress: Callable[[str], None] | None = None) -> VerifyReport:
+    """Read a whole dataset and compare everything that is stated twice.
+
+    Args:
+        url: folder or URL of the dataset.
+        progress: called with the name of each shard once it has been checked.
+
+    Raises:
+        NotADatasetError: no dataset there.
+        FormatVersionError: another format or version.
+        CorruptShardError: the manifest itself cannot be read.
+    """
+    store = open_store(url)
+    check = _Check(store, read_manifest(store, url))
+    check.problems += _manifest_problems(check.manifest)
+    check.problems += _stray_files(check)
+    _check_report(check)
+    rows = _shard_rows(check)
+    samples, nbytes = 0, 0
+    for entry, shard_rows in zip(check.manifest.shards, rows, strict=True):
+        result = verify_shard(
+            store, entry, shard_rows, idx=check.file(entry.idx), refs=check.file(entry.refs)
+        )
+        check.problems += [f"{entry.name}: {problem}" for problem in result.problems]
+        samples += result.samples
+        nbytes += result.nbytes
+        logger.debug("verified %s", entry.name)
+        if progress is not None:
+            progress(entry.name)
+    return VerifyReport(
+        problems=check.problems, shards=len(check.manifest.shards), samples=samples, bytes=nbytes
+    )
+
+
+def _manifest_problems(manifest: Manifest) -> list[str]:
+    """Where the manifest contradicts itself."""
+    totals = manifest.totals
+    shard_names = [shard.name for shard in manifest.shards]
+    stated = {
+        "contract_sha256": (manifest.contract_sha256, manifest.contract.sha256),
+        "order of shards": (shard_names, sorted(set(shard_names))),
+        "totals.samples": (totals.samples, sum(shard.samples for shard in manifest.shards)),
+        "totals.shard_bytes": (totals.shard_bytes, sum(shard.bytes for shard in manifest.shards)),
+        "totals.files_in": (totals.files_in, totals.files_used + totals.files_refused),
+    }
+    return [
+        f"{MANIFEST}: {what} does not agree with the rest of it"
+        for what, (found, expected) in stated.items()
+        if found != expected
+    ]
+
+
+def _stray_files(check: _Check) -> list[str]:
+    """Files that look like the dataset's but that the manifest does not name."""
+    known = {entry.name for entry in check.manifest.files}
+    for shard in check.manifest.shards:
+        known |= {shard.name, shard.idx.name, shard.refs.name}
+    try:
+        found = names(check.store)
+    except ShardError:
+        # Plain web servers cannot list; every named file is still checked.
+        return []
+    ours = [name for name in found if name.startswith("shard-") or name.endswith(".parquet")]
+    return [f"{name}: not named in {MANIFEST}" for name in ours if name not in known]
+
+
+def _check_report(check: _Check) -> None:
+    for entry in check.manifest.files:
+        if entry.name not in (INDEX, CHUNKS, SERIES):
+            check.file(entry)
+
+
+def _shard_rows(check: _Check) -> list[ShardRows | None]:
+    """Rows of the index and the chunk table by shard; None where a table cannot be read."""
+    index = check.table(INDEX, INDEX_SCHEMA)
+    groups = _chunk_groups(check)
+    series = check.table(SERIES, SERIES_SCHEMA)
+    if index is not None:
+        check.problems += _index_problems(check.manifest, index)
+        if series is not None:
+            check.problems += _series_problems(check.manifest, index, series)
+    if index is None or groups is None:
+        return [None] * len(check.manifest.shards)
+    by_shard: dict[str, list[Row]] = {shard.name: [] for shard in check.manifest.shards}
+    for row in index.to_pylist():
+        by_shard.get(row["shard"], []).append(row)
+    return [
+        ShardRows(index=by_shard[shard.name], chunks=chunks)
+        for shard, chunks in zip(check.manifest.shards, groups, strict=True)
+    ]
+
+
+def _chunk_groups(check: _Check) -> list[list[Row]] | None:
+    """Rows of the chunk table by shard, if it can be read."""
+    try:
+        data = check.file(file_entry(check.manifest, CHUNKS))
+        return None if data is None else _read_groups(data, check.manifest.shards)
+    except ShardError as exc:
+        check.problems.append(str(exc))
+        return None
+
+
+def _read_groups(data: bytes, shards: Sequence[ShardEntry]) -> list[list[Row]]:
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
+        groups = [parquet.read_row_group(n).to_pylist() for n in range(parquet.num_row_groups)]
+    except (pa.ArrowException, OSError) as exc:
+        raise CorruptShardError(f"{CHUNKS}: not a readable Parquet file ({exc})") from exc
+    if [len(group) for group in groups] != [shard.samples for shard in shards]:
+        raise CorruptShardError(f"{CHUNKS}: its row groups are not one a shard")
+    return groups
+
+
+def _index_problems(manifest: Manifest, index: pa.Table) -> list[str]:
+    shards = [shard.name for shard in manifest.shards for _ in range(shard.samples)]
+    keys = index["key"].to_pylist()
+    trainable = sum(index["trainable"].to_pylist())
+    voxels = sum(z * y * x for z, y, x in index["shape_zyx"].to_pylist())
+    stated = {
+        "its rows are not those of the shards, in their order": index["shard"].to_pylist()
+        == shards,
+        "a key occurs twice": len(set(keys)) == len(keys),
+        f"totals.trainable of {MANIFEST} differs": trainable == manifest.totals.trainable,
+        f"totals.voxels of {MANIFEST} differs": voxels == manifest.totals.voxels,
+    }
+    return [f"{INDEX}: {problem}" for problem, holds in stated.items() if not holds]
+
+
+def _series_problems(manifest: Manifest, index: pa.Table, series: pa.Table) -> list[str]:
+    rows = series.select(["verdict", "key", "n_files"]).to_pylist()
+    accepted = [row for row in rows if row["verdict"] == "accepted"]
+    totals = manifest.totals
+    stated = {
+        "files": sum(row["n_files"] for row in rows) == totals.files_in,
+        "accepted files": sum(row["n_files"] for row in accepted) == totals.files_used,
+        "accepted series": len(accepted) == totals.series_accepted,
+        "refused series": len(rows) - len(accepted) == totals.series_refused,
+        "keys": sorted(row["key"] for row in accepted) == sorted(index["key"].to_pylist()),
+    }
+    return [
+        f"{SERIES}: {what} do not agree with {INDEX} and {MANIFEST}"
+        for what, holds in stated.items()
+        if not holds
+    ]

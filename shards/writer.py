@@ -1,0 +1,222 @@
+"""Writes shards, and publishes a folder of them as a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from jaxtyping import Int16
+from numpy import ndarray
+
+from shards.codec import encode_volume
+from shards.digest import content_sha256
+from shards.files import sync_folder, temporary, write_atomic
+from shards.profiles import get_profile
+from shards.schema import (
+    CHUNKS,
+    CHUNKS_SCHEMA,
+    DATA_SUFFIX,
+    FORMAT,
+    FORMAT_VERSION,
+    HU_MAX,
+    HU_MIN,
+    INDEX,
+    INDEX_SCHEMA,
+    KEY_PATTERN,
+    MANIFEST,
+    META_SUFFIX,
+    REPORT,
+    SERIES,
+    SERIES_SCHEMA,
+    ZARR_SUFFIX,
+    Contract,
+    Manifest,
+    SampleMeta,
+    ShardEntry,
+    Totals,
+    dump_json,
+    idx_name,
+    refs_name,
+    shard_name,
+)
+from shards.sidecars import dali_idx, kerchunk_refs
+from shards.tables import Row, chunk_row, index_row, parquet_bytes
+from shards.tar import TarWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """A finished shard: what the manifest and the tables say of it. Plain values only."""
+
+    entry: ShardEntry
+    index_rows: list[Row]
+    chunk_rows: list[Row]
+
+
+class ShardWriter:
+    """Writes one shard and its sidecars; nothing has its final name before ``close``.
+
+    Leaving the ``with`` block without ``close`` discards what was written. A shard of the same
+    number that is already there is replaced.
+    """
+
+    def __init__(self, folder: Path, number: int, profile: str) -> None:
+        get_profile(profile)
+        self._folder = folder
+        self._name = shard_name(number)
+        self._profile = profile
+        self._partial = temporary(folder / self._name)
+        self._file = self._partial.open("wb")
+        self._tar = TarWriter(self._file)
+        self._index_rows: list[Row] = []
+        self._chunk_rows: list[Row] = []
+        self._keys: set[str] = set()
+
+    @property
+    def samples(self) -> int:
+        """Samples added so far."""
+        return len(self._keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._tar.nbytes
+
+    def add(self, meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> None:
+        """Append a sample.
+
+        Args:
+            meta: its ``KEY.json``; nothing is filled in or changed.
+            hu: HU, (z, y, x), within the stored range.
+
+        Raises:
+            ValueError: ``meta`` does not describe ``hu``, or the key cannot be used.
+        """
+        self._check(meta, hu)
+        encoded = encode_volume(hu, self._profile)
+        self._tar.add(f"{meta.key}.{META_SUFFIX}", dump_json(meta))
+        self._tar.add(f"{meta.key}.{ZARR_SUFFIX}", encoded.zarr_json)
+        data = self._tar.add(f"{meta.key}.{DATA_SUFFIX}", encoded.zshard)
+        self._index_rows.append(index_row(meta, self._name, data))
+        self._chunk_rows.append(
+            chunk_row(meta.key, encoded.chunk_offsets, encoded.chunk_nbytes, encoded.air_mask)
+        )
+        self._keys.add(meta.key)
+
+    def close(self) -> ShardResult:
+        """Finish the tar, write the sidecars, give all three their names.
+
+        Raises:
+            ValueError: no sample was added: an empty shard cannot be read by anyone.
+        """
+        if not self._keys:
+            raise ValueError(f"{self._name}: a shard needs at least one sample")
+        digest = self._tar.finish()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        idx = write_atomic(self._folder / idx_name(self._name), dali_idx(self._tar.members))
+        refs_data = kerchunk_refs(self._name, self._tar.members)
+        refs = write_atomic(self._folder / refs_name(self._name), refs_data)
+        self._partial.replace(self._folder / self._name)
+        sync_folder(self._folder)
+        entry = ShardEntry(
+            name=self._name,
+            bytes=self._tar.nbytes,
+            sha256=digest,
+            samples=len(self._keys),
+            idx=idx,
+            refs=refs,
+        )
+        return ShardResult(entry=entry, index_rows=self._index_rows, chunk_rows=self._chunk_rows)
+
+    def _check(self, meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> None:
+        if not KEY_PATTERN.fullmatch(meta.key):
+            raise ValueError(f"key {meta.key!r} is not {KEY_PATTERN.pattern}")
+        if meta.key in self._keys:
+            raise ValueError(f"key {meta.key!r} is already in {self._name}")
+        if tuple(meta.shape_zyx) != hu.shape:
+            raise ValueError(f"{meta.key}: shape {hu.shape}, but its record says {meta.shape_zyx}")
+        if hu.min() < HU_MIN or hu.max() > HU_MAX:
+            raise ValueError(f"{meta.key}: HU {hu.min()}..{hu.max()} leave {HU_MIN}..{HU_MAX}")
+        if content_sha256(hu, np.array(meta.affine, dtype=np.float64)) != meta.content_sha256:
+            raise ValueError(f"{meta.key}: content_sha256 is not that of its voxels and affine")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def publish(
+    folder: Path,
+    results: Sequence[ShardResult],
+    series_rows: Sequence[Row],
+    report_html: bytes,
+    contract: Contract,
+    build_sha256: str,
+    id_key_fingerprint: str,
+    totals: Totals,
+) -> Manifest:
+    """Turn finished shards into a dataset: tables and report, then the manifest.
+
+    The manifest comes last, so its presence means that everything it names is there.
+
+    Args:
+        folder: where the shards were written.
+        results: the shards, in any order; they are published by name.
+        series_rows: rows of ``series.parquet``, in the order in which they are to be stored.
+        report_html: the report, UTF-8.
+        contract: what the preprocessing was.
+        build_sha256: digest of inputs, id key and configuration.
+        id_key_fingerprint: names the id key without giving it away.
+        totals: sums for the manifest.
+
+    Raises:
+        ValueError: a key or a shard occurs twice.
+    """
+    ordered = sorted(results, key=lambda result: result.entry.name)
+    index_rows = [row for result in ordered for row in result.index_rows]
+    _check_unique([result.entry.name for result in ordered], "shard")
+    _check_unique([row["key"] for row in index_rows], "key")
+    tables = {
+        INDEX: parquet_bytes([index_rows], INDEX_SCHEMA),
+        CHUNKS: parquet_bytes((result.chunk_rows for result in ordered), CHUNKS_SCHEMA),
+        SERIES: parquet_bytes([series_rows], SERIES_SCHEMA),
+        REPORT: report_html,
+    }
+    manifest = Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        generation=1,
+        contract=contract,
+        contract_sha256=contract.sha256,
+        build_sha256=build_sha256,
+        id_key_fingerprint=id_key_fingerprint,
+        levels=["ct"],
+        shards=[result.entry for result in ordered],
+        files=[write_atomic(folder / name, data) for name, data in tables.items()],
+        totals=totals,
+    )
+    sync_folder(folder)
+    write_atomic(folder / MANIFEST, dump_json(manifest))
+    sync_folder(folder)
+    return manifest
+
+
+def _check_unique(names: Sequence[str], what: str) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{what} {twice!r} occurs twice")

@@ -1,0 +1,114 @@
+"""A writer of small CT series of any geometry, independent of the code under test."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from ingest.ids import IdKey
+from ingest.series import Series
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+class Stack:
+    """Data sets of one series: change them at will, then write them."""
+
+    def __init__(
+        self,
+        stored: np.ndarray,
+        positions: Sequence[Sequence[float]] | None = None,
+        orientation: Sequence[float] = AXIAL,
+        pixel_spacing: Sequence[float] = (1.0, 1.0),
+        name: str = "a",
+        intercept: float = -1024.0,
+    ) -> None:
+        if positions is None:
+            positions = [(0.0, 0.0, 2.0 * k) for k in range(len(stored))]
+        self.slices = [
+            _slice(plane, position, orientation, pixel_spacing, f"{name} {k}", name, intercept)
+            for k, (plane, position) in enumerate(zip(stored, positions, strict=True))
+        ]
+
+    def set(self, **values: Any) -> "Stack":
+        for ds in self.slices:
+            for keyword, value in values.items():
+                setattr(ds, keyword, value)
+        return self
+
+    def write(self, folder: Path, names: Sequence[str] | None = None) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, ds in enumerate(self.slices):
+            ds.save_as(folder / (names[k] if names else f"{k:03d}.dcm"), enforce_file_format=True)
+        return folder
+
+
+def _slice(
+    plane: np.ndarray,
+    position: Sequence[float],
+    orientation: Sequence[float],
+    pixel_spacing: Sequence[float],
+    name: str,
+    series: str,
+    intercept: float,
+) -> FileDataset:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image", name])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=["study", series])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", series])
+    ds.PatientID, ds.PatientName = f"patient {series}", "Planted^Name"
+    ds.Modality, ds.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    ds.SliceThickness = 7.25  # never the slice spacing: nothing may be derived from it
+    ds.ImagePositionPatient = [round(float(v), 9) for v in position]
+    ds.ImageOrientationPatient = [round(float(v), 12) for v in orientation]
+    ds.PixelSpacing = [float(v) for v in pixel_spacing]
+    ds.Rows, ds.Columns = plane.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.PixelRepresentation = int(plane.dtype.kind == "i")
+    ds.RescaleSlope, ds.RescaleIntercept = 1.0, intercept
+    ds.PixelData = plane.astype(plane.dtype.newbyteorder("<")).tobytes()
+    return ds
+
+
+@pytest.fixture(scope="session")
+def id_key() -> IdKey:
+    return IdKey(key=b"a key for tests only, 32 bytes..")
+
+
+@pytest.fixture(scope="session")
+def make_stack() -> type[Stack]:
+    return Stack
+
+
+@pytest.fixture(scope="session")
+def noise_stack() -> Callable[..., Stack]:
+    """A stack of distinct slices, half air and half tissue."""
+
+    def make(n: int = 12, side: int = 16, **options: Any) -> Stack:
+        rng = np.random.default_rng(len(options) + n)
+        stored = rng.integers(900, 1200, (n, side, side)).astype(np.uint16)
+        stored[:, : side // 2] = rng.integers(0, 60, (n, side // 2, side))
+        return Stack(stored, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def only() -> Callable[..., Series]:
+    """The single accepted series of a scan result."""
+
+    def pick(result: Any) -> Series:
+        [series] = [row for row in result.series if row.reason == "ok"]
+        return series
+
+    return pick

@@ -1,0 +1,90 @@
+"""The committed dataset of format version 1: old shards stay readable, and are still made alike."""
+
+import hashlib
+import json
+import runpy
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from shards.dataset import Dataset
+from shards.verify import verify
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+V1 = GOLDEN / "v1"
+SHARD_SHA256 = "06f1096448ea915fcd67cded1fab713710b67683fa8c66a3a1ac3bbba9f031b5"
+"""Of version 1, for ever. A new format is a new folder, never a new digest here."""
+
+
+@pytest.fixture(scope="module")
+def maker():
+    return runpy.run_path(str(GOLDEN / "make_golden.py"))
+
+
+def expected_volumes(maker):
+    """(voxels, affine) in S, P, L by kernel: turned by hand from what the raw files hold."""
+    first, second = maker["HEAD_FIRST"], maker["FEET_FIRST"]
+    feet = second.affine.copy()  # Columns run to R: turned about the last one.
+    feet[:3, 3] += feet[:3, 2] * (second.side - 1)
+    feet[:3, 2] *= -1
+    hu, affine = maker["third_volume"]()
+    return {
+        34 * 44 * 44: (first.hu(), first.affine),
+        34 * 40 * 40: (second.hu()[:, :, ::-1], feet),
+        34 * 36 * 72: (hu.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]]),
+    }
+
+
+def test_the_shard_is_the_one_that_was_committed():
+    data = (V1 / "shard-000000.tar").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == SHARD_SHA256
+    recorded = json.loads((GOLDEN / "v1.digest.json").read_text())
+    assert recorded["shards"] == {"shard-000000.tar": SHARD_SHA256}
+    assert Dataset.open(V1).manifest.generation_id == recorded["generation_id"]
+    assert sum(path.stat().st_size for path in V1.iterdir()) < 400_000
+
+
+def test_it_verifies():
+    assert verify(V1).problems == []
+
+
+def test_its_voxels_are_the_phantoms(maker):
+    expected = expected_volumes(maker)
+    samples = list(Dataset.open(V1))
+    assert len(samples) == 3
+    for sample in samples:
+        hu, affine = expected.pop(sample.hu.size)
+        np.testing.assert_array_equal(sample.hu, hu)
+        np.testing.assert_allclose(sample.affine, affine, atol=1e-4)
+        content = hashlib.sha256(hu.astype("<i2").tobytes())
+        content.update(np.array(hu.shape, "<i8").tobytes())
+        content.update(sample.affine.astype("<f8").tobytes())
+        assert sample.meta.content_sha256 == content.hexdigest()
+
+
+def test_a_chunk_of_fill_is_absent():
+    by_key = {row["key"]: row for row in pq.read_table(V1 / "chunks.parquet").to_pylist()}
+    wide = next(s.meta for s in Dataset.open(V1) if s.hu.shape == (34, 36, 72))
+    first, second = by_key[wide.key]["chunk_nbytes"]
+    assert first > 0
+    assert second == 0
+
+
+def test_members_and_table_rows_are_as_the_format_says():
+    with tarfile.open(V1 / "shard-000000.tar") as tar:
+        names = tar.getnames()
+    keys = sorted({name.split(".")[0] for name in names})
+    suffixes = ("json", "ct.zarr.json", "ct.zshard")
+    assert names == [f"{key}.{suffix}" for key in keys for suffix in suffixes]
+    rows = pq.read_table(V1 / "series.parquet").to_pylist()
+    assert sorted(row["reason"] for row in rows) == ["not_medical_image", "ok", "ok", "ok"]
+
+
+def test_it_is_still_made_bit_by_bit(maker, tmp_path):
+    """Fails when the format changed without a new version, or when a codec's version did."""
+    maker["build_golden"](tmp_path / "v1")
+    for name in ("shard-000000.tar", "shard-000000.tar.idx", "shard-000000.tar.refs.json"):
+        assert (tmp_path / "v1" / name).read_bytes() == (V1 / name).read_bytes(), name
