@@ -48,7 +48,7 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 gpu-smoke: $(READY)
-	$(BIN)/python -m benchmarks.gpu_smoke
+	$(BIN)/python -m benchmarks.gpu_smoke --out benchmarks/results/gpu-smoke.json
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1

@@ -1,1 +1,1 @@
-"""The method: DINO self-distillation of a 3D Swin on concatenated multi-scale features. No I/O here."""
+"""The method: DINO self-distillation of a 3D Swin on concatenated multi-scale features; no I/O."""

@@ -28,9 +28,10 @@ def render_view(
 ) -> Float32[ndarray, "size size size"]:
     """Resample one view from its base box, then window and jitter it.
 
-    Output voxel k of an axis is taken at ``start + (k + 0.5) * extent / size - 0.5``, in coordinates where
-    voxel i's centre is i, by linear interpolation, clamped to the box's edge voxels; a mirrored axis counts
-    k from its other end. There is no low-pass filter before shrinking: the DALI graph has none either.
+    Output voxel k of an axis is taken at ``start + (k + 0.5) * extent / size - 0.5``, in
+    coordinates where voxel i's centre is i, by linear interpolation, clamped to the box's edge
+    voxels; a mirrored axis counts k from its other end. There is no low-pass filter before
+    shrinking: the DALI graph has none either.
 
     Args:
         box: base box, HU, (z, y, x).
@@ -47,7 +48,7 @@ def render_view(
     Returns:
         The view, (z, y, x), in [0, 1].
     """
-    hu: Int16[ndarray, "..."] | Float32[ndarray, "..."] = box
+    hu: Int16[ndarray, "z y x"] | Float32[ndarray, "z y x"] = box
     for axis in range(3):
         below, above, weight = _taps(
             size, box.shape[axis], float(start[axis]), float(extent[axis]), bool(flip[axis])

@@ -1,9 +1,10 @@
 """The crop recipe as data, and the pure sampling of views from uniforms.
 
-A training sample is a *base box*, a cube cut from a volume at voxel precision. All views of a set lie
-inside it, so that global and local views share content. A view is a *source window* in the box, resampled
-to a cube of fixed size, mirrored, HU-windowed and jittered; ``augment.render_view`` says what the numbers
-mean voxel by voxel. Random numbers are passed in: the same uniforms give the same views on every machine.
+A training sample is a *base box*, a cube cut from a volume at voxel precision. All views of a set
+lie inside it, so that global and local views share content. A view is a *source window* in the box,
+resampled to a cube of fixed size, mirrored, HU-windowed and jittered; ``augment.render_view`` says
+what the numbers mean voxel by voxel. Random numbers are passed in: the same uniforms give the same
+views on every machine.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MIN_GLOBAL_SIDE = 64
 """Two strides: the deepest map of a global view keeps 2³ voxels."""
 
 N_UNIFORMS = 16
-"""Uniforms a view consumes, in this order: common extent (1), extent ratios (3), start (3), flips (3),
-window drawn or not (1), window ends (2), gain (1), offset (1), gamma (1)."""
+"""Uniforms a view consumes, in this order: common extent (1), extent ratios (3), start (3), flips
+(3), window drawn or not (1), window ends (2), gain (1), offset (1), gamma (1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ class ViewSpec:
     def __post_init__(self) -> None:
         if self.size <= MAX_COLLAPSED_SIDE:
             raise ValueError(
-                f"view size {self.size}: sides of {MAX_COLLAPSED_SIDE} voxels or fewer collapse to one "
-                f"voxel in the backbone; use {MAX_COLLAPSED_SIDE + 1} or more"
+                f"view size {self.size}: sides of {MAX_COLLAPSED_SIDE} voxels or fewer collapse "
+                f"to one voxel in the backbone; use {MAX_COLLAPSED_SIDE + 1} or more"
             )
         low, high = self.extent
         if not 1 <= low <= high:
@@ -66,7 +67,8 @@ class ViewRecipe:
         box_side: side of the base box, voxels.
         extent_jitter: an axis' extent is the common extent times a ratio drawn from
             ``[1 / (1 + extent_jitter), 1 + extent_jitter]``, kept within the spec's extent.
-        whole_voxels: extents and starts are whole voxels (so a view with extent == size is a plain crop).
+        whole_voxels: extents and starts are whole voxels (so a view with extent == size is a plain
+            crop).
         flip_p_zyx: probability of mirroring each axis.
         window_p: probability of a drawn HU window; otherwise the window is ``fixed_window_hu``.
         low_hu: range of the drawn window's lower end.
@@ -95,7 +97,8 @@ class ViewRecipe:
         size = self.global_.size
         if size % GLOBAL_STRIDE or size < MIN_GLOBAL_SIDE:
             raise ValueError(
-                f"global view size {size}: use a multiple of {GLOBAL_STRIDE}, {MIN_GLOBAL_SIDE} or more"
+                f"global view size {size}: use a multiple of {GLOBAL_STRIDE}, "
+                f"{MIN_GLOBAL_SIDE} or more"
             )
         for name, spec in (("global", self.global_), ("local", self.local)):
             if spec.extent[1] > self.box_side:
@@ -103,9 +106,15 @@ class ViewRecipe:
                     f"{name} view extent up to {spec.extent[1]}: larger than the base box of side "
                     f"{self.box_side}; use a larger box or a smaller extent"
                 )
+            if spec.size > self.box_side:
+                raise ValueError(
+                    f"{name} view size {spec.size}: larger than the base box of side "
+                    f"{self.box_side}; use a larger box or a smaller view"
+                )
         if self.low_hu[1] >= self.high_hu[0]:
             raise ValueError(
-                f"HU windows low {self.low_hu}, high {self.high_hu}: every low end must lie below every high end"
+                f"HU windows low {self.low_hu}, high {self.high_hu}: "
+                "every low end must lie below every high end"
             )
         if self.gamma[0] <= 0 or self.extent_jitter < 0:
             raise ValueError("gamma must be positive and extent_jitter must not be negative")
@@ -126,9 +135,10 @@ class ViewDraws:
     """The parameters of one set of views, globals first; a row is a view.
 
     Attributes:
-        start_zyx: corner of the source window in the base box, voxels; continuous coordinates in which
-            voxel i covers [i, i + 1).
-        extent_zyx: sides of the source window; ``[start, start + extent)`` lies inside ``[0, box_side]``.
+        start_zyx: corner of the source window in the base box, voxels; continuous coordinates in
+            which voxel i covers [i, i + 1).
+        extent_zyx: sides of the source window; ``[start, start + extent)`` lies inside ``[0,
+            box_side]``.
         flip_zyx: axes to mirror.
         low_hu: HU that becomes 0.
         high_hu: HU that becomes 1.
@@ -216,9 +226,14 @@ def _source_windows(
     extent = np.clip(extent, smallest, largest)
     if recipe.whole_voxels:
         extent = np.floor(extent)
-        return np.floor(starts * (recipe.box_side - extent + 1.0)), extent
-    room = recipe.box_side - extent
-    return starts * room, extent
+    # When a window is enlarged, its outermost samples lie closer to its faces than half a voxel.
+    # This margin keeps every sample between the centres of the box's outermost voxels, so that no
+    # view depends on what lies outside its box, or on a rule for edges.
+    margin = np.maximum(0.0, 0.5 - 0.5 * extent / np.asarray(recipe.sizes)[:, None])
+    if recipe.whole_voxels:
+        margin = np.ceil(margin)
+        return margin + np.floor(starts * (recipe.box_side - extent - 2.0 * margin + 1.0)), extent
+    return margin + starts * (recipe.box_side - extent - 2.0 * margin), extent
 
 
 def _hu_windows(

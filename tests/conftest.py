@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# Two cores, several engineers' worth of libraries: one thread each keeps the tests' results and times steady.
+# One thread each: results do not depend on the number of cores, nor do tests fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

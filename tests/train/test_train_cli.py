@@ -1,0 +1,302 @@
+"""The `coralbay` command: help that costs nothing, exit codes, one-line errors, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from coralbay import recipes
+from coralbay.views import ViewRecipe, ViewSpec
+from shards.testing import write_toy_dataset
+from train import presets
+from train.cli import main
+from train.config import RunConfig
+from train.metrics import MetricsLog, StepRecord
+
+VIEWS = ViewRecipe(
+    global_=ViewSpec(size=64, extent=(40.0, 65.0), count=2),
+    local=ViewSpec(size=33, extent=(24.0, 40.0), count=1),
+    box_side=65,
+)
+
+
+def little(shards: str) -> RunConfig:
+    """A preset that takes half a second a step."""
+    recipe = replace(
+        recipes.tiny(),
+        name="little",
+        views=VIEWS,
+        feature_size=4,
+        num_heads=(1, 1, 1, 1),
+        prototypes=64,
+    )
+    return replace(
+        presets.tiny(shards),
+        preset="little",
+        recipe=recipe,
+        batch_size=1,
+        total_steps=4,
+        checkpoint_every=3,
+        device="cpu",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _little(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(presets.PRESETS, "little", little)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_dataset(tmp_path_factory.mktemp("toy"), 3, shape=(70, 70, 70), per_shard=2)
+
+
+def pretrain(shards: object, run: Path, *more: str, preset: str = "little") -> int:
+    return main(["pretrain", "--shards", str(shards), "--run", str(run), "--preset", preset, *more])
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line on standard error, as a user sees it."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line[:4] != "INFO"]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("coralbay: ")
+    return lines[0]
+
+
+# Help.
+
+HEAVY = ("torch", "nvidia", "monai", "zarr", "SimpleITK", "pyarrow", "matplotlib", "numcodecs")
+
+
+@pytest.mark.parametrize("command", [[], ["pretrain"], ["resume"], ["profile-loader"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = f"""
+import sys
+from train.cli import main
+try:
+    main([*{command!r}, "--help"])
+except SystemExit as end:
+    assert end.code == 0
+print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: coralbay" in done.stdout
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+FLAGS = {
+    "pretrain": "batch-size checkpoint-every device json loader preset run seed shards steps "
+    "threads total-steps",
+    "resume": "json steps",
+    "profile-loader": "batch-size device json loader preset seconds threads",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_are_these(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    found = set(re.findall(r"^[^-\w\n]*--([a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE))
+    assert found == set(FLAGS[command].split())
+
+
+# Running.
+
+
+def test_pretrain_then_resume(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert pretrain(shards, run, "--steps", "1", "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert (result["step"], result["steps_done"], result["total_steps"]) == (1, 1, 4)
+    for made in ("checkpoint", "metrics", "plot"):
+        assert Path(result[made]).is_file()
+        assert any(result[made] in line for line in lines[:-1])
+    assert f"coralbay resume {run}" in "\n".join(lines)
+
+    assert main(["resume", str(run), "--steps", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "step 2 of 4" in captured.out
+    assert re.search(r"step 2/2 +loss \d+\.\d+ +data wait \d+%", captured.err)
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["preset"], config["loader"], config["batch_size"]) == ("little", "dali", 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_and_ends(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    append = MetricsLog.append
+
+    def then_signal(log: MetricsLog, record: StepRecord) -> None:
+        append(log, record)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(MetricsLog, "append", then_signal)
+    assert pretrain(shards, tmp_path / "run") == code
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run/checkpoint-000001.pt").is_file()
+    assert not (tmp_path / "run/checkpoint-000003.pt").exists()
+
+
+def test_profile_loader_ends_with_its_json(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, preset = str(shards), "little"
+    assert main(["profile-loader", url, "--preset", preset, "--seconds", "0.1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = "sets_per_s stages data_wait decode_amplification read_amplification limits ratios"
+    assert set(result) >= {*names.split(), "bottleneck"}
+
+
+# Bad input: what, where, what to do, in one line, with the right exit code.
+
+
+def test_an_unknown_preset(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(shards, tmp_path / "run", preset="smal") == 2
+    assert "--preset smal: no such preset; did you mean 'small'?" in complaint(capsys)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "profile-loader"])
+def test_a_folder_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    absent = str(tmp_path / "absent")
+    if command == "pretrain":
+        assert pretrain(absent, tmp_path / "run") == 2
+    else:
+        assert main(["profile-loader", absent]) == 2
+    assert f"{absent}: no such folder" in complaint(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain(tmp_path, tmp_path / "run") == 2
+    assert "ingest build-shards" in complaint(capsys)
+
+
+def test_a_url_of_no_known_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain("ftp://host/ct", tmp_path / "run") == 1
+    assert "ftp://host/ct: cannot open" in complaint(capsys)
+
+
+def edited_dataset(tmp_path: Path, **changes: object) -> Path:
+    folder = write_toy_dataset(tmp_path / "data", 1, shape=(70, 70, 70))
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_shards_of_another_format_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = edited_dataset(tmp_path, format_version=2)
+    assert pretrain(data, tmp_path / "run") == 1
+    message = complaint(capsys)
+    assert str(data) in message
+    assert "version 2" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_at_native_spacing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = edited_dataset(tmp_path) / "manifest.json"
+    record = json.loads(path.read_text())
+    record["contract"]["must_match"]["spacing_zyx_mm"] = None
+    path.write_text(json.dumps(record))
+    assert pretrain(path.parent, tmp_path / "run") == 2
+    assert "spacing_zyx_mm is native" in complaint(capsys)
+
+
+def test_too_few_volumes_for_a_batch(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(shards, tmp_path / "run", "--batch-size", "4") == 2
+    assert "3 trainable volumes, fewer than the batch size 4" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "0"], "batch_size 0: give 1 or more"),
+        (["--steps", "0"], "--steps 0: give 1 or more"),
+        (["--steps", "9"], "--steps 9: the run is 4 steps long"),
+        (["--seed", "-1"], "seed -1"),
+    ],
+)
+def test_numbers_that_cannot_work(
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    assert pretrain(shards, tmp_path / "run", *flags) == 2
+    assert message in complaint(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(shards, tmp_path / "run", "--device", "cuda") == 2
+    assert "--device cuda: torch sees no CUDA GPU" in complaint(capsys)
+
+
+def test_a_run_folder_in_use(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert pretrain(shards, run, "--steps", "1") == 0
+    capsys.readouterr()
+    assert pretrain(shards, run, "--seed", "1") == 2
+    assert (
+        f"already holds a run with another configuration; go on with `coralbay resume {run}`"
+        in (complaint(capsys))
+    )
+
+
+def test_no_run_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(tmp_path / "absent")]) == 2
+    assert "no run there" in complaint(capsys)
+
+
+def test_a_corrupt_checkpoint(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert pretrain(shards, run, "--steps", "1") == 0
+    capsys.readouterr()
+    path = run / "checkpoint-000001.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["resume", str(run)]) == 1
+    assert "checkpoint-000001.pt: its bytes are not those" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["pretrain"], ["pretend"], ["resume"], ["resume", "x", "--step", "1"]]
+)
+def test_usage_that_does_not_parse(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    assert capsys.readouterr().err

@@ -1,0 +1,276 @@
+"""The `coralbay` command: parse, set up logging, call one function, map errors to exit codes.
+
+Exit codes: 0 done (or stopped by SIGTERM, with a checkpoint), 1 failed, 2 usage; 130 after Ctrl-C,
+as shells expect. Heavy packages are imported by the command that needs them, so help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from train.errors import TrainError, UsageError
+
+if TYPE_CHECKING:
+    from train.metrics import StepRecord
+    from train.run import FitSummary
+
+logger = logging.getLogger(__name__)
+
+
+Count = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")
+]
+"""A number that the preset gives unless the flag does."""
+Steps = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: to the end)")
+]
+"""How far to go in one call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pretrain on a dataset of shards, into a new run folder."""
+
+    shards: str
+    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
+    run: Path
+    """Run folder to make: configuration, metrics, checkpoints, loss.png."""
+    preset: str
+    """Where every other setting comes from: tiny, small, base or large."""
+    steps: Steps = None
+    """Steps to do now; `coralbay resume` goes on."""
+    total_steps: Count = None
+    """Length of the run, which the schedules span."""
+    batch_size: Count = None
+    """View sets a step."""
+    seed: int = 0
+    """Of everything random: weights, data order, views."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train and make views; auto takes CUDA when there is one."""
+    loader: Literal["dali", "reference"] = "dali"
+    """How to make views; reference needs no DALI and is slower."""
+    threads: Count = None
+    """Threads that fetch and decode."""
+    checkpoint_every: Count = None
+    """Steps between checkpoints."""
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run exactly where its newest checkpoint stopped."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    steps: Steps = None
+    """Steps to do now."""
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileLoader:
+    """Measure the loader: sets a second, each stage alone, where the bottleneck is."""
+
+    url: tyro.conf.Positional[str]
+    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
+    preset: str = "small"
+    """Whose views to make: tiny, small, base or large."""
+    seconds: float = 10.0
+    """How long to measure end to end; the stages and limits take about as long again."""
+    batch_size: Count = None
+    """View sets a batch; at most the number of volumes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to make views; auto takes CUDA when there is one."""
+    loader: Literal["dali", "reference"] = "dali"
+    """How to make views; reference needs no DALI and is slower."""
+    threads: Count = None
+    """Threads that fetch and decode."""
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+Command = (
+    Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+    | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[ProfileLoader, tyro.conf.subcommand("profile-loader")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    command = tyro.cli(
+        Command,
+        prog="coralbay",
+        description="Pretrain CT foundation models from shards, and profile the loader.",
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    console = Console(stderr=True)
+    _set_up_logging(console)
+    from shards.errors import NotADatasetError, ShardError
+
+    try:
+        match command:
+            case Pretrain():
+                return _pretrain(command, console)
+            case Resume():
+                return _resume(command, console)
+            case ProfileLoader():
+                return _profile_loader(command)
+    except (UsageError, NotADatasetError) as exc:
+        return _complain(exc, 2)
+    except (TrainError, ShardError) as exc:
+        return _complain(exc, 1)
+
+
+def _pretrain(command: Pretrain, console: Console) -> int:
+    from train.presets import configure
+    from train.run import start
+
+    config = configure(
+        command.preset,
+        command.shards,
+        total_steps=command.total_steps,
+        batch_size=command.batch_size,
+        seed=command.seed,
+        device=command.device,
+        loader=command.loader,
+        threads=command.threads,
+        checkpoint_every=command.checkpoint_every,
+    )
+    with _watching(console) as watch:
+        summary = start(config, command.run, steps=command.steps, watch=watch)
+    return _finish(summary, watch, as_json=command.json)
+
+
+def _resume(command: Resume, console: Console) -> int:
+    from train.run import resume
+
+    with _watching(console) as watch:
+        summary = resume(command.run, steps=command.steps, watch=watch)
+    return _finish(summary, watch, as_json=command.json)
+
+
+def _profile_loader(command: ProfileLoader) -> int:
+    from train.presets import configure
+    from train.profile import profile_loader, render
+    from train.run import loader_config, manifest_of, pick_device
+
+    config = configure(
+        command.preset,
+        command.url,
+        batch_size=command.batch_size,
+        device=command.device,
+        loader=command.loader,
+        threads=command.threads,
+    )
+    if command.batch_size is None:
+        # A preset's batch may be larger than a dataset that is only there to be measured.
+        volumes = manifest_of(command.url).totals.trainable
+        config = replace(config, batch_size=max(1, min(config.batch_size, volumes)))
+    loading = loader_config(config, pick_device(config.device))
+    result = profile_loader(command.url, config.recipe.views, loading, seconds=command.seconds)
+    Console().print(render(result))
+    if command.json:
+        print(json.dumps(result.to_json()))
+    return 0
+
+
+class _Watch:
+    """Shows a run as it goes, and asks it to stop when a signal has come."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.signal: int | None = None
+        self._progress = progress
+        self._task = progress.add_task("pretraining", total=None) if progress else None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to save a checkpoint and end after the present step."""
+        return self.signal is not None
+
+    def step(self, record: StepRecord, last_step: int) -> None:
+        """Show one finished step."""
+        text = f"loss {record.loss:.3f}  data wait {record.data_wait:.0%}"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(
+                self._task, completed=record.step, total=last_step, description=text
+            )
+        else:
+            logger.info("step %d/%d  %s", record.step, last_step, text)
+
+
+@contextmanager
+def _watching(console: Console) -> Iterator[_Watch]:
+    """A progress bar on a terminal, a line a step elsewhere; SIGINT and SIGTERM ask to stop."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=console) if console.is_terminal else None
+    watch = _Watch(progress)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        watch.signal = number
+        # A second signal means now: it is not caught.
+        signal.signal(number, signal.SIG_DFL)
+        logger.warning("%s: saving a checkpoint after this step", signal.Signals(number).name)
+
+    caught = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, on_signal) for number in caught}
+    try:
+        if progress is None:
+            yield watch
+        else:
+            with progress:
+                yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(summary: FitSummary, watch: _Watch, *, as_json: bool) -> int:
+    done = f"step {summary.step} of {summary.total_steps}, loss {summary.loss:.3f}"
+    print(f"{'stopped' if watch.should_stop else 'done'}: {done}")
+    print(f"checkpoint  {summary.checkpoint}")
+    print(f"metrics     {summary.metrics}")
+    print(f"loss curve  {summary.plot}")
+    if summary.step < summary.total_steps:
+        print(f"go on with  coralbay resume {summary.run}")
+    if as_json:
+        print(json.dumps(asdict(summary), default=str))
+    return 130 if watch.signal == signal.SIGINT else 0
+
+
+def _set_up_logging(console: Console) -> None:
+    """Rich lines on a terminal, plain ones elsewhere; always on standard error."""
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False)
+        form = "%(message)s"
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        form = "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler], force=True)
+
+
+def _complain(exc: Exception, code: int) -> int:
+    print(f"coralbay: {exc}", file=sys.stderr)
+    return code

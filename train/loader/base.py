@@ -1,0 +1,311 @@
+"""Batches of views from a dataset of shards: the loader that training uses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+
+from coralbay.views import ViewRecipe
+from shards.dataset import Dataset
+from shards.plan import Plan, PlanConfig
+from shards.stats import Stats
+from train.errors import CheckpointError, UsageError
+from train.loader.chunks import ChunkReader
+from train.loader.feed import Feed, Loaded, Quarantined, Scheduler
+from train.loader.params import N_PARAMS, Resampler
+from train.loader.reference import ReferenceRenderer
+from train.loader.regions import chunks_per_axis
+from train.loader.ring import Event, SlotRing
+
+QUEUED_BATCHES = 3
+"""Batches whose slots are taken while the next is collected: two in the graph, one handed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How to load; ``seed``, the global batch and the visits decide what, the rest how fast."""
+
+    batch_size: int
+    """Sets a batch on this rank."""
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    visits: int = 2
+    """Base boxes drawn from a volume each epoch."""
+    threads: int = 8
+    """Sets fetched and decoded at a time, and the graph's CPU threads (at most one a core)."""
+    prefetch: int = 8
+    """Sets kept ready beyond the batches in the graph."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where views are made and delivered."""
+    loader: Literal["dali", "reference"] = "dali"
+    resampler: Resampler | None = None
+    """None: ``affine`` on a GPU, ``resize`` on a CPU, where it is 8 times faster."""
+    precision: Literal["float16", "float32"] = "float16"
+    """Of the views."""
+    max_bad_samples: int = 10
+    """Distinct samples that may turn out unreadable before the run stops."""
+    poison: bool = False
+    """Fill freed slots with garbage: shows a slot that is freed too early. For tests."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "world", "visits", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"rank {self.rank}: not one of {self.world} ranks")
+        if self.device == "gpu" and not torch.cuda.is_available():
+            raise UsageError("device gpu: this machine has no CUDA GPU; use cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The views of a batch of sets, on the loader's device.
+
+    Attributes:
+        views: ``[globals, locals]``, values in [0, 1]; rows are view-major: view 0 of every set,
+            then view 1.
+        keys: sample of each set.
+        indices: its position in the plan.
+        epoch: of the first set.
+    """
+
+    views: list[Float[torch.Tensor, "vb 1 d h w"]]
+    keys: list[str]
+    indices: list[int]
+    epoch: int
+
+
+class Renderer(Protocol):
+    """Makes views of decoded sets."""
+
+    def render(self, counts: Sequence[int]) -> tuple[list[torch.Tensor], Event | None]:
+        """The next batch, a tensor for each count of views, and when its slots may go."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    """What exists while batches are being made."""
+
+    feed: Feed
+    ring: SlotRing
+    renderer: Renderer
+    in_flight: deque[list[Loaded]]
+
+
+class CTLoader:
+    """Yields batches without end. A context manager; ``close`` stops its threads.
+
+    Args:
+        url: dataset folder or URL.
+        views: what a set is.
+        config: how to load.
+
+    Attributes:
+        dataset: the dataset read.
+        plan: the sequence of visits.
+        scheduler: from a position to the visit there.
+        reader: reads and decodes regions.
+        stats: counters, and time by stage (``plan``, ``fetch``, ``decode``; ``graph``: its waiting
+            for decoded sets).
+
+    Raises:
+        ShardError: no usable dataset there.
+        UsageError: fewer trainable volumes than a batch, or DALI is asked for and missing.
+    """
+
+    def __init__(self, url: str | Path, views: ViewRecipe, config: LoaderConfig) -> None:
+        self.config = config
+        self.views = views
+        self.stats = Stats()
+        self.dataset = Dataset.open(url)
+        samples = self.dataset.plan_samples()
+        plan_config = PlanConfig(
+            seed=config.seed,
+            global_batch=config.batch_size * config.world,
+            visits=config.visits,
+            box_side=views.box_side,
+        )
+        self.plan = Plan(plan_config, samples, self.dataset.manifest.generation_id)
+        self._check_enough(url)
+        if config.loader == "dali":
+            _require_dali()
+        self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views)
+        self.reader = ChunkReader(self.dataset, self.dataset.chunk_rows(), self.stats)
+        self._step = 0
+        self._quarantine: dict[Quarantined, int] = {}
+        self._running: _Running | None = None
+
+    @property
+    def chunks_shape(self) -> tuple[int, ...]:
+        """Shape of a slot, ``(nz, ny, nx, c, c, c)``."""
+        side = self.dataset.chunk_side
+        return (chunks_per_axis(self.views.box_side, side),) * 3 + (side,) * 3
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        running = self._running or self._start()
+        counts = (self.views.global_.count, self.views.local.count)
+        views, event = running.renderer.render(counts)
+        loaded = running.in_flight.popleft()
+        running.ring.release([item.slot for item in loaded], event)
+        self.stats.add("graph", items=len(loaded))
+        self._step += 1
+        items = [item.visit.item for item in loaded]
+        return Batch(
+            views=views,
+            keys=[item.visit.key for item in loaded],
+            indices=[item.index for item in items],
+            epoch=items[0].epoch,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts, as plain values; ranks differ in the quarantine alone."""
+        next_index = self._step * self.plan.config.global_batch
+        known = self._running.feed.quarantine if self._running else self._quarantine
+        return {
+            "seed": self.config.seed,
+            "epoch": self.plan.item(next_index).epoch,
+            "next_index": next_index,
+            "plan_hash": self.plan.hash,
+            # What was found while preparing later batches will be found again, at the same place.
+            "quarantine": sorted(
+                [lane, key] for (lane, key), found in known.items() if found < next_index
+            ),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken, on as many ranks as divide the global batch.
+
+        Raises:
+            CheckpointError: the state is of another dataset, seed or plan.
+        """
+        if state["plan_hash"] != self.plan.hash:
+            raise CheckpointError(
+                f"{self.dataset.url}: not the data order of the checkpoint: the dataset was "
+                "rebuilt or extended, or seed, global batch, visits or box side differ; go on with "
+                "the dataset and settings the run started with, or start a new run"
+            )
+        self.close()
+        self._step = state["next_index"] // self.plan.config.global_batch
+        self._quarantine = {(lane, key): -1 for lane, key in state["quarantine"]}
+
+    def close(self) -> None:
+        """Stop threads and free memory; iterating again goes on with the next batch."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._quarantine = {
+                where: found
+                for where, found in running.feed.quarantine.items()
+                if found < self._step * self.plan.config.global_batch
+            }
+            running.feed.close()
+            running.renderer.close()
+
+    def __enter__(self) -> CTLoader:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_enough(self, url: str | Path) -> None:
+        wanted, found = self.plan.config.global_batch, self.plan.samples_per_epoch
+        if found < wanted:
+            raise UsageError(
+                f"{url}: {found} trainable volumes, fewer than the {wanted} sets of a batch; "
+                "add volumes or use a smaller batch"
+            )
+
+    def _start(self) -> _Running:
+        config = self.config
+        ring = SlotRing(
+            n_slots=QUEUED_BATCHES * config.batch_size + config.prefetch,
+            chunks_shape=self.chunks_shape,
+            params_shape=(self.views.n_views, N_PARAMS),
+            pinned=config.device == "gpu",
+            poison=config.poison,
+        )
+        feed = Feed(
+            scheduler=self.scheduler,
+            reader=self.reader,
+            ring=ring,
+            indices=self._indices(),
+            resampler=self.resampler,
+            threads=config.threads,
+            ahead=config.prefetch + config.batch_size,
+            quarantine=self._quarantine,
+            max_bad_samples=config.max_bad_samples,
+            stats=self.stats,
+        )
+        in_flight: deque[list[Loaded]] = deque()
+
+        def pull() -> list[Loaded]:
+            with self.stats.timed("graph", "wait_up_s"):
+                batch = [feed.next() for _ in range(config.batch_size)]
+            in_flight.append(batch)
+            return batch
+
+        self._running = _Running(
+            feed=feed, ring=ring, in_flight=in_flight, renderer=self.renderer(pull)
+        )
+        return self._running
+
+    @property
+    def resampler(self) -> Resampler:
+        """The operator that the views are resampled with."""
+        return self.config.resampler or ("affine" if self.config.device == "gpu" else "resize")
+
+    def _indices(self) -> Iterator[int]:
+        rank, world = self.config.rank, self.config.world
+        for step in itertools.count(self._step):
+            yield from self.plan.rank_indices(step, rank, world)
+
+    def renderer(self, pull: Callable[[], list[Loaded]]) -> Renderer:
+        """What makes a batch of views of the items that ``pull`` gives."""
+        if self.config.loader == "reference":
+            return ReferenceRenderer(
+                views=self.views,
+                pull=pull,
+                device=torch.device("cuda" if self.config.device == "gpu" else "cpu"),
+                dtype=getattr(torch, self.config.precision),
+            )
+        from train.loader.graph import DaliRenderer
+
+        return DaliRenderer(
+            views=self.views,
+            chunks_shape=self.chunks_shape,
+            batch_size=self.config.batch_size,
+            pull=lambda: [loaded.slot for loaded in pull()],
+            device=self.config.device,
+            resampler=self.resampler,
+            precision=self.config.precision,
+            threads=min(self.config.threads, os.cpu_count() or 1),
+        )
+
+
+def _require_dali() -> None:
+    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+        raise UsageError(
+            "NVIDIA DALI is not installed: `pip install 'coralbay[cuda13]'` (cuda12 for older "
+            "drivers; Linux only), or use --loader reference"
+        )

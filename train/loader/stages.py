@@ -1,0 +1,230 @@
+"""The loader's stages one by one, and the machine's limits for the same bytes, to be timed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+
+import numpy as np
+import torch
+from jaxtyping import Int16
+from numpy import ndarray
+from obstore.store import LocalStore
+
+from coralbay.views import ViewRecipe
+from shards.codec import CRC_BYTES
+from shards.profiles import get_profile
+from shards.stats import Stats
+from shards.store import Store, get_range
+from train.loader.base import QUEUED_BATCHES, CTLoader
+from train.loader.chunks import ChunkReader
+from train.loader.feed import Loaded, Visit, load
+from train.loader.params import N_PARAMS
+from train.loader.ring import SlotRing
+
+N_SETS = 16
+"""Sets that stages and limits work on: enough to occupy the threads of a workstation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What ``N_SETS`` sets take, exactly: the same on every machine."""
+
+    requests: int
+    bytes_wire: int
+    bytes_ideal: int
+    voxels_decoded: int
+    voxels_viewed: int
+    """Voxels that at least one view of their set reads."""
+
+
+class StageBench:
+    """Stages and limits over the first sets of a loader's plan. A context manager.
+
+    Args:
+        loader: what to take apart; it need not be running.
+
+    Attributes:
+        counts: what the sets take.
+    """
+
+    def __init__(self, loader: CTLoader) -> None:
+        self._loader = loader
+        self._visits = [loader.scheduler.visit(index, 0) for index in range(N_SETS)]
+        self._profile = get_profile(loader.dataset.manifest.contract.recorded.profile)
+        stats = Stats()
+        self._reader = ChunkReader(loader.dataset, loader.dataset.chunk_rows(), stats)
+        self._pool = ThreadPoolExecutor(loader.config.threads, thread_name_prefix="coralbay-bench")
+        self._scratch: SimpleQueue[Int16[ndarray, "nz ny nx c c c"]] = SimpleQueue()
+        for _ in range(loader.config.threads):
+            self._scratch.put(np.zeros(loader.chunks_shape, dtype=np.int16))
+        self._fetched = [self._reader.fetch(v.item.sample, v.region) for v in self._visits]
+        self._decode()
+        self.counts = _counts(stats, loader.views, self._visits)
+
+    def tasks(self) -> dict[str, Callable[[], None]]:
+        """By name; stages stand next to their limits, so that both see the same weather."""
+        return {
+            "plan": self._plan,
+            "read": self._read,
+            "fetch": self._fetch,
+            "memcpy": self._memcpy,
+            "codec": self._codec,
+            "decode": self._decode,
+        }
+
+    @contextmanager
+    def graph(self) -> Iterator[Callable[[], None]]:
+        """A task that makes one batch of views.
+
+        Apart from the others, because it works ahead: right after a pause its batches seem free.
+        """
+        views, on_gpu = self._loader.views, self._loader.config.device == "gpu"
+        renderer = self._loader.renderer(self._decoded_batches().__next__)
+
+        def render() -> None:
+            renderer.render((views.global_.count, views.local.count))
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        try:
+            yield render
+        finally:
+            renderer.close()
+
+    def __enter__(self) -> StageBench:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+
+    def _plan(self) -> None:
+        for index in range(N_SETS):
+            self._loader.scheduler.visit(index, 0)
+
+    def _read(self) -> None:
+        """Ask for the same ranges and throw them away."""
+        store = self._loader.dataset.store
+
+        def one(visit: Visit) -> None:
+            path, ranges, _ = self._reader.ranges(visit.item.sample, visit.region)
+            for span in ranges:
+                _raw_read(store, path, span.start, span.stop - span.start)
+
+        self._each(one)
+
+    def _fetch(self) -> None:
+        self._each(lambda visit: self._reader.fetch(visit.item.sample, visit.region))
+
+    def _memcpy(self) -> None:
+        """Copy as many bytes as decoding writes, from memory that no cache holds whole."""
+        shape = self._loader.chunks_shape
+        source = np.ones(shape, dtype=np.int16).reshape(-1, *shape[3:])
+
+        def one(number: int) -> None:
+            with self._slot() as slot:
+                for place, _ in self._stored(number):
+                    np.copyto(slot[place], source[place])
+
+        self._each_number(one)
+
+    def _codec(self) -> None:
+        """Decompress without checksum, index or fill."""
+
+        def one(number: int) -> None:
+            with self._slot() as slot:
+                for place, stored in self._stored(number):
+                    self._profile.decompress(stored[:-CRC_BYTES], slot[place])
+
+        self._each_number(one)
+
+    def _decode(self) -> None:
+        def one(number: int) -> None:
+            with self._slot() as slot:
+                out = slot.reshape(self._loader.chunks_shape)
+                self._reader.decode(self._visits[number].region, self._fetched[number], out)
+
+        self._each_number(one)
+
+    def _each(self, one: Callable[[Visit], object]) -> None:
+        list(self._pool.map(one, self._visits))
+
+    def _each_number(self, one: Callable[[int], object]) -> None:
+        list(self._pool.map(one, range(N_SETS)))
+
+    def _stored(self, number: int) -> Iterator[tuple[int, memoryview]]:
+        """Places in the slot and stored bytes of one set's chunks."""
+        places = self._visits[number].region.places.tolist()
+        for place, stored in zip(places, self._fetched[number].stored, strict=True):
+            if stored is not None:
+                yield place, stored
+
+    @contextmanager
+    def _slot(self) -> Iterator[Int16[ndarray, "n c c c"]]:
+        """Memory to write to, one a thread, as the ring would give."""
+        slot = self._scratch.get()
+        try:
+            yield slot.reshape(-1, *slot.shape[3:])
+        finally:
+            self._scratch.put(slot)
+
+    def _decoded_batches(self) -> Iterator[list[Loaded]]:
+        """Decoded sets without end, at no cost: the graph must not wait for anything."""
+        size = self._loader.config.batch_size
+        ring = SlotRing(
+            n_slots=size * QUEUED_BATCHES,
+            chunks_shape=self._loader.chunks_shape,
+            params_shape=(self._loader.views.n_views, N_PARAMS),
+            pinned=self._loader.config.device == "gpu",
+        )
+        loaded = []
+        for n in range(size * QUEUED_BATCHES):
+            visit, slot = self._visits[n % N_SETS], ring.wait()
+            load(self._reader, self._loader.views.sizes, self._loader.resampler, visit, slot)
+            loaded.append(Loaded(visit=visit, slot=slot))
+        ends = range(0, len(loaded) + 1, size)
+        while True:
+            yield from (loaded[start:stop] for start, stop in pairwise(ends))
+
+
+def voxels_viewed(views: ViewRecipe, visit: Visit) -> int:
+    """Voxels of the base box inside the source window of at least one view."""
+    seen = np.zeros((views.box_side,) * 3, dtype=np.bool_)
+    first = np.floor(visit.draws.start_zyx).astype(int)
+    last = np.ceil(visit.draws.start_zyx + visit.draws.extent_zyx).astype(int)
+    for (z0, y0, x0), (z1, y1, x1) in zip(first.tolist(), last.tolist(), strict=True):
+        seen[z0:z1, y0:y1, x0:x1] = True
+    return int(seen.sum())
+
+
+def _counts(stats: Stats, views: ViewRecipe, visits: list[Visit]) -> Counts:
+    counted = stats.counters()
+    return Counts(
+        requests=counted["requests"],
+        bytes_wire=counted["bytes_wire"],
+        bytes_ideal=counted["bytes_ideal"],
+        voxels_decoded=counted["voxels_decoded"],
+        voxels_viewed=sum(voxels_viewed(views, visit) for visit in visits),
+    )
+
+
+def _raw_read(store: Store, path: str, offset: int, nbytes: int) -> None:
+    """The cheapest way to these bytes: the file system where there is one."""
+    folder = store.prefix if isinstance(store, LocalStore) else None
+    if folder is None:
+        get_range(store, path, offset, nbytes)
+        return
+    with open(Path(folder) / path, "rb", buffering=0) as file:
+        os.pread(file.fileno(), nbytes, offset)
