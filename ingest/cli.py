@@ -56,11 +56,11 @@ def main(args: Sequence[str] | None = None) -> int:
         Inspect: run_inspect,
         DemoArchive: run_demo_archive,
     }[type(command)]
-    from shards.errors import ShardError
+    from shards.errors import NotADatasetError, ShardError
 
     try:
         return int(run(command))  # type: ignore[operator]
-    except UsageError as exc:
+    except (UsageError, NotADatasetError) as exc:
         return _fail(str(exc), USAGE)
     except (IngestError, ShardError) as exc:
         return _fail(str(exc), FAILED)

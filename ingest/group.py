@@ -132,6 +132,7 @@ def group_series(
     rows: list[Series] = []
     row_of_file: dict[str, int] = {}
     for piece, files in pieces.items():
+        files.sort(key=_rank)
         for members in _by_orientation(files) if piece.reason is Reason.OK else [files]:
             row = _row(piece, members, id_key)
             if piece.reason is Reason.OK:
@@ -144,6 +145,13 @@ def group_series(
 def file_id(header: Header) -> str:
     """What makes two files one: the SOPInstanceUID, or the content where there is none."""
     return header.sop_instance or header.content_sha256
+
+
+def _rank(header: Header) -> tuple[object, ...]:
+    """An order that does not depend on where files were found: the first one gives the facts."""
+    facts = (header.patient, header.issuer, header.modality, header.kernel, header.contrast_agent)
+    numbers = f"{header.kvp} {header.slice_thickness} {header.pixel_spacing}"
+    return header.orientation, header.position, file_id(header), facts, numbers
 
 
 def _piece_of(header: Header) -> _Piece:
@@ -159,9 +167,9 @@ def _piece_of(header: Header) -> _Piece:
 
 
 def _by_orientation(files: Sequence[Header]) -> list[list[Header]]:
-    """Split by orientation within a tolerance, in an order that does not depend on the input's."""
+    """Split by orientation, within a tolerance."""
     clusters: list[list[Header]] = []
-    for header in sorted(files, key=lambda h: (h.orientation, h.position, file_id(h))):
+    for header in files:
         for cluster in clusters:
             pairs = zip(header.orientation, cluster[0].orientation, strict=True)
             if all(abs(a - b) <= ORIENTATION_TOLERANCE for a, b in pairs):

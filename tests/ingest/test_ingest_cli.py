@@ -238,7 +238,7 @@ def test_a_corrupt_zip_is_a_verdict(archive, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_what_is_no_dataset_is_said_in_a_line(command, tmp_path, built, capsys):
-    assert exit_code(command, tmp_path) == 1
+    assert exit_code(command, tmp_path) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "manifest.json" in line
     other = tmp_path / "other"

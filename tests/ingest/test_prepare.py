@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from ingest.body import body_box
 from ingest.errors import Reason, SeriesError
-from ingest.prepare import Prepared, PrepareConfig, prepare
+from ingest.prepare import PrepareConfig, Prepared, prepare
 from ingest.reader import read_series
 from ingest.scan import scan
 from ingest.volume import Volume
@@ -160,10 +160,10 @@ VERDICTS = [
         0.0,
         Reason.NOT_HU,
     ),
-    ("scaled by 10", body() * 10, 0.0, Reason.IMPLAUSIBLE_HU),
+    ("scaled by 10", body((20, 20, 20)) * 10 + noisy(-300, 300), 0.0, Reason.IMPLAUSIBLE_HU),
     ("random 16 bits", noisy(-32768, 32767), 0.0, Reason.IMPLAUSIBLE_HU),
     ("CT", body(), 0.0, None),
-    ("undeclared -32768 padding", np.where(noisy(0, 1) < 0.3, -32768, body((20, 20, 20))), 0.0, None),
+    ("padding of -32768", np.where(noisy(0, 1) < 0.3, -32768, body((20, 20, 20))), 0.0, None),
     ("0.5 % of metal", np.where(noisy(0, 1) < 0.005, 20000, body((20, 20, 20))), 0.0, None),
     ("2 % of metal", np.where(noisy(0, 1) < 0.02, 20000, body((20, 20, 20))), 0.0,
      Reason.IMPLAUSIBLE_HU),
@@ -194,9 +194,10 @@ def test_real_file_that_is_not_hu(ct_data: Path, id_key, only) -> None:
 def test_body_box_by_hand() -> None:
     hu = np.full((60, 80, 90), -1000, np.int16)
     hu[20:40, 30:50, 10:85] = 30
-    # 10 mm of margin at 1.5, 1 and 2 mm: 7, 10 and 5 voxels, and stride - 1 where voxels are skipped
+    # 10 mm are 7, 10 and 5 voxels; every 2nd, 3rd and 1st voxel is looked at, so that the last one
+    # seen is 38 and 48, and 1 and 2 voxels are added on both sides for those not seen.
     box = body_box(hu, (1.5, 1.0, 2.0))
-    assert box == ((20 - 8, 40 + 8), (30 - 12, 50 + 12), (10 - 5, 90))
+    assert box == ((20 - 8, 39 + 8), (30 - 12, 49 + 12), (10 - 5, 90))
 
 
 def test_body_box_leaves_out_specks_and_keeps_legs() -> None:
