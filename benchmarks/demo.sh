@@ -31,4 +31,4 @@ for made in shards shards/report.html montage.png run/loss.png run/metrics.jsonl
 done
 checkpoint=$(ls "$demo"/run/checkpoint-*.pt | tail -n 1)
 echo "  $checkpoint"
-echo "Go on with: $bin/coralbay resume $demo/run --steps $((steps * 2))"
+echo "Go on with: $bin/coralbay resume $demo/run"

@@ -105,7 +105,7 @@ def tiny() -> Recipe:
             local=ViewSpec(size=40, extent=(24.0, 44.0), count=8),
             box_side=65,
         ),
-        feature_size=12,
+        feature_size=8,
         depths=(1, 1, 1, 1),
         num_heads=(1, 2, 4, 8),
         window=4,

@@ -147,6 +147,6 @@ def _require_finite(signs: Signs, step: int, keys: Sequence[str]) -> None:
         return
     raise NonFiniteError(
         f"step {step + 1}: loss {signs.loss}, gradient norm {signs.grad_norm} on samples "
-        f"{', '.join(keys)}; the weights were left as they were: look at these samples "
-        "(`ingest inspect`), then go on with `coralbay resume`, or with a lower rate in a new run"
+        f"{', '.join(keys)}; the weights were left as they were: look at these samples with "
+        "`ingest inspect`; `coralbay resume` tries again from the newest checkpoint"
     )
