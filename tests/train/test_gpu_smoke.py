@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_smoke
+from benchmarks.gpu_smoke import REHEARSAL
 
 pytest.importorskip("nvidia.dali")
 
@@ -21,7 +22,7 @@ def test_rehearsal_runs_every_part_and_writes_its_json(tmp_path, capsys):
     assert max(result["views"].values()) <= 1e-3
     assert result["poison"] == {"difference": 0.0, "batches": 2}
     assert result["h2d"]["pinned_gb_per_s"] > 0
-    assert result["train_step"]["feature_size"] == 12
+    assert result["train_step"]["feature_size"] == REHEARSAL.recipe.feature_size
     assert result["loader"]["stages"]["graph"]["sets_per_s"] > 0
 
 
