@@ -134,7 +134,12 @@ def run_build(command: BuildShards) -> int:
             source=command.source,
         )
         workers = (os.cpu_count() or 1) if command.workers is None else command.workers
-        job = Job(out=out, workers=workers, max_failures=command.max_failures)
+        job = Job(
+            out=out,
+            workers=workers,
+            dask_scheduler=command.dask_scheduler,
+            max_failures=command.max_failures,
+        )
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
     id_key = load_id_key(command.id_key)

@@ -48,6 +48,8 @@ class BuildShards:
     """Size of a shard, about, in MiB."""
     workers: int | None = None
     """Worker processes, one a core by default; they change no byte."""
+    dask_scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDR")] = None
+    """Address of a running Dask scheduler: its workers are used; they must see RAW and OUT."""
     max_failures: float = 0.1
     """Share of broken series (unreadable, truncated, undecodable) above which the run fails."""
     min_slices: int = 10

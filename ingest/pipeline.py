@@ -85,6 +85,8 @@ class Job:
 
     out: Path
     workers: int = 1
+    dask_scheduler: str | None = None
+    """Address of a running scheduler, whose workers see sources and ``out`` at the same paths."""
     max_failures: float = 0.1
     """Share of broken series (unreadable, truncated, undecodable) above which a run fails."""
 
@@ -172,7 +174,8 @@ def _build_groups(
     waiting = [task for task in tasks if task.group.number not in kept]
     by_key = {series.key: series for group in plan.groups for series in group.series}
     results: list[GroupResult] = []
-    for result in itertools.chain(kept.values(), run_tasks(build_group, waiting, job.workers)):
+    built = run_tasks(build_group, waiting, job.workers, job.dask_scheduler) if waiting else ()
+    for result in itertools.chain(kept.values(), built):
         results.append(result)
         listener.group_done(len(results), len(tasks))
         for key, outcome in result.outcomes.items():

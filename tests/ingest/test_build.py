@@ -12,6 +12,7 @@ import pytest
 
 import ingest.pipeline
 import ingest.reader
+import ingest.workers
 from ingest.config import BuildConfig, build_digest, parse_spacing
 from ingest.errors import FailureBudgetError, IngestError, Reason, UsageError
 from ingest.groups import cut_groups, estimated_bytes
@@ -27,7 +28,7 @@ from ingest.testing import (
     write_nifti,
     write_series_at,
 )
-from ingest.workers import run_tasks
+from ingest.workers import _local_cluster, run_tasks
 from shards.dataset import Dataset
 from shards.verify import verify
 
@@ -367,6 +368,34 @@ def test_a_dead_worker_is_said_in_a_line():
 
     with pytest.raises(IngestError, match="worker process died"):
         list(run_tasks(os._exit, [1, 1], 2))
+
+
+def test_a_running_cluster_gives_the_same_bytes(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest.pipeline, "cut_groups", lambda s, mm, size: cut_groups(s, mm, 1))
+    here = run([archive], tmp_path / "here", workers=1)
+    with _local_cluster(2) as client:
+        address = client.scheduler.address
+        there = run([archive], tmp_path / "there", dask_scheduler=address)
+    assert there == here
+    assert digests(tmp_path / "there") == digests(tmp_path / "here")
+
+
+def test_a_scheduler_that_does_not_answer_is_said_in_a_line(monkeypatch):
+    monkeypatch.setattr(ingest.workers, "CONNECT_S", 0.2)
+    with pytest.raises(UsageError, match="no scheduler answers there"):
+        list(run_tasks(len, ["a"], 1, "tcp://127.0.0.1:9"))
+
+
+def test_workers_with_several_threads_are_refused():
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        pytest.raises(UsageError, match="--nthreads 1"),
+    ):
+        list(run_tasks(len, ["a"], 1, cluster.scheduler_address))
 
 
 PLANTED = "Mustermann"
