@@ -69,8 +69,9 @@ def test_the_flags_that_others_rely_on_are_there(capsys):
         main(["build-shards", "--help"])
     text = capsys.readouterr().out
     for flag in (
-        "--spacing-mm", "--no-body-crop", "--resample", "--profile", "--shard-mib", "--workers", "--dask-scheduler",
-        "--max-failures", "--min-slices", "--source", "--id-key", "--dry-run", "--json",
+        "--spacing-mm", "--no-body-crop", "--resample", "--profile", "--shard-mib", "--workers",
+        "--dask-scheduler", "--max-failures", "--min-slices", "--source", "--id-key", "--dry-run",
+        "--json",
     ):  # fmt: skip
         assert flag in text
 
