@@ -80,7 +80,7 @@ def adjust(
 
 def render_set(
     box: Int16[ndarray, "s s s"], sizes: tuple[int, ...], draws: ViewDraws
-) -> list[Float32[ndarray, "size size size"]]:
+) -> list[Float32[ndarray, "_size _size _size"]]:
     """Render every view of a set, in the order of ``draws``."""
     return [
         render_view(

@@ -16,7 +16,7 @@ _GAP, _LABEL = 4, 18
 _BACKGROUND = (16, 18, 22)
 
 
-def planes(hu: Int16[ndarray, "z y x"]) -> list[UInt8[ndarray, "h w"]]:
+def planes(hu: Int16[ndarray, "z y x"]) -> list[UInt8[ndarray, "_h _w"]]:
     """Axial, coronal and sagittal mid-planes of an S, P, L volume as grey levels.
 
     Axial: anterior up, the patient's left on the right. Coronal and sagittal: superior up, and
@@ -51,7 +51,7 @@ def strip(hu: Int16[ndarray, "z y x"], spacing_zyx_mm: Sequence[float], side: in
 
 
 def montage(
-    volumes: Iterable[tuple[str, Int16[ndarray, "z y x"], Sequence[float]]], side: int = 200
+    volumes: Iterable[tuple[str, Int16[ndarray, "_z _y _x"], Sequence[float]]], side: int = 200
 ) -> Image.Image:
     """One labelled strip a volume, in two columns.
 

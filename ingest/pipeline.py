@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ingest.config import BuildConfig, build_digest
 from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
@@ -29,6 +29,7 @@ BYTE_SHAPING_PACKAGES = ("coralbay", "numcodecs", "numpy", "pydicom", "nibabel",
 """Recorded with their versions: other versions may give other bytes."""
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Told how a build goes on; paths in a ``Series`` may be shown to a person, never stored."""
 

@@ -110,7 +110,7 @@ def resample_oblique(
 
 
 def _apply(
-    hu: Float32[ndarray, "z y x"], weights: list[Float32[ndarray, "n_out n_in"] | None]
+    hu: Float32[ndarray, "z y x"], weights: list[Float32[ndarray, "_n_out _n_in"] | None]
 ) -> Float32[ndarray, "z2 y2 x2"]:
     """Multiply each axis by its matrix: x, then y (both shrink a plane), then z."""
     if all(matrix is None for matrix in weights):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,7 +38,7 @@ class Terminal:
         self._scanning = self._bar.add_task("scanning files", total=None)
         self._building = self._bar.add_task("building shards", total=None, visible=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Terminal:
         self._bar.start()
         return self
 

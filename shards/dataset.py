@@ -59,8 +59,8 @@ class Ragged(Sequence[Array], Generic[Array]):
     """Rows of unequal length as one flat array: a million rows cost no million objects."""
 
     flat: Array
-    splits: Int64[ndarray, " n+1"]
-    """Row ``i`` is ``flat[splits[i]:splits[i + 1]]``."""
+    splits: Int64[ndarray, " ends"]
+    """One more than there are rows: row ``i`` is ``flat[splits[i]:splits[i + 1]]``."""
 
     def __len__(self) -> int:
         return len(self.splits) - 1
@@ -82,11 +82,11 @@ class ChunkTable:
     """Chunks of samples, one row a sample in index order; chunks in C order of the grid."""
 
     keys: list[str]
-    offsets: Ragged[Int64[ndarray, " n"]]
+    offsets: Ragged[Int64[ndarray, " _n"]]
     """From the start of the sample's zshard."""
-    nbytes: Ragged[Int32[ndarray, " n"]]
+    nbytes: Ragged[Int32[ndarray, " _n"]]
     """0: absent, every voxel is -1024."""
-    air_mask: Ragged[Bool[ndarray, " n"]]
+    air_mask: Ragged[Bool[ndarray, " _n"]]
     """No voxel above -500 HU."""
 
 

@@ -62,7 +62,7 @@ class PlanSamples:
     shard_number: Int32[ndarray, " n"]
     shapes: Int32[ndarray, "n 3"]
     """(z, y, x), voxels."""
-    air_mask: Sequence[Bool[ndarray, " chunks"]]
+    air_mask: Sequence[Bool[ndarray, " _chunks"]]
     """C order of each sample's chunk grid."""
     chunk_side: int
 

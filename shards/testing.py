@@ -116,7 +116,7 @@ def write_toy_dataset(
 
 def write_dataset(
     folder: Path,
-    volumes: dict[str, Int16[ndarray, "z y x"]],
+    volumes: dict[str, Int16[ndarray, "_z _y _x"]],
     per_shard: int = 4,
     profile: str = "balanced",
 ) -> Path:

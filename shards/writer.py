@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 from jaxtyping import Int16
@@ -147,7 +146,7 @@ class ShardWriter:
         if content_sha256(hu, np.array(meta.affine, dtype=np.float64)) != meta.content_sha256:
             raise ValueError(f"{meta.key}: content_sha256 is not that of its voxels and affine")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(

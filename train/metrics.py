@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from shards.schema import converter
 from train.errors import TrainError
@@ -72,7 +71,7 @@ class MetricsLog:
         """Write one line."""
         self._file.write(_line(record))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(

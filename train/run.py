@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -52,6 +52,7 @@ class FitSummary:
     plot: str
 
 
+@runtime_checkable
 class Watch(Protocol):
     """What a run tells, and asks, after every step."""
 

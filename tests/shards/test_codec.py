@@ -244,6 +244,7 @@ def test_garbage_with_a_good_checksum_is_an_error(profile, body):
         decode_chunk(closed(body), out, profile)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="int16"):
         encode_volume(np.zeros((2, 2, 2), np.int32), "balanced")

@@ -111,6 +111,7 @@ def test_what_the_record_says_must_be_so(tmp_path, hu):
         assert writer.samples == 1
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_key_or_a_shard_comes_once_in_a_dataset(tmp_path, hu, monkeypatch):
     results = []
     for number in (0, 1):

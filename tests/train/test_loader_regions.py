@@ -42,13 +42,13 @@ def test_a_box_read_through_its_region_is_the_box(start, box, chunk):
 
 def test_ranges_merge_over_small_gaps_only():
     # [0, 10) [15, 25) | gap 6 > 5 | [31, 41); given out of order
-    offsets, nbytes = np.array([31, 0, 15]), np.array([10, 10, 10])
+    offsets, nbytes = np.array([31, 0, 15]), np.array([10, 10, 10], np.int32)
     ranges = coalesce(offsets, nbytes, max_gap=5, max_range=1000)
     assert [(r.start, r.stop, r.pieces) for r in ranges] == [(0, 25, (1, 2)), (31, 41, (0,))]
 
 
 def test_ranges_stay_below_their_limit_unless_one_piece_is_larger():
-    offsets, nbytes = np.array([0, 60, 120, 400]), np.array([60, 60, 60, 300])
+    offsets, nbytes = np.array([0, 60, 120, 400]), np.array([60, 60, 60, 300], np.int32)
     ranges = coalesce(offsets, nbytes, max_gap=1000, max_range=130)
     assert [(r.start, r.stop) for r in ranges] == [(0, 120), (120, 180), (400, 700)]
 
@@ -56,7 +56,7 @@ def test_ranges_stay_below_their_limit_unless_one_piece_is_larger():
 @given(data=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200)), max_size=30))
 def test_every_piece_lies_whole_in_its_range(data):
     ends = np.cumsum([gap + size for gap, size in data], dtype=np.int64)
-    sizes = np.array([size for _, size in data], dtype=np.int64)
+    sizes = np.array([size for _, size in data], dtype=np.int32)
     ranges = coalesce(ends - sizes, sizes, max_gap=100, max_range=1000)
     assert sorted(piece for r in ranges for piece in r.pieces) == list(range(len(data)))
     for span in ranges:

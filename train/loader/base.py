@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -80,12 +80,13 @@ class Batch:
         epoch: of the first set.
     """
 
-    views: list[Float[torch.Tensor, "vb 1 d h w"]]
+    views: list[Float[torch.Tensor, "_vb 1 _d _h _w"]]
     keys: list[str]
     indices: list[int]
     epoch: int
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Makes views of decoded sets."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int16, Int64
+from jaxtyping import Int16, Int32, Int64
 from numpy import ndarray
 
 from shards.codec import decode_chunk
@@ -98,7 +98,7 @@ class ChunkReader:
 
     def _wanted(
         self, sample: int, region: Region
-    ) -> tuple[Int64[ndarray, " w"], Int64[ndarray, " w"]]:
+    ) -> tuple[Int64[ndarray, " w"], Int32[ndarray, " w"]]:
         """Rows of the region whose chunk is stored, and the stored bytes of each."""
         nbytes = self._chunks.nbytes[sample]
         if region.chunks.max() >= len(nbytes):

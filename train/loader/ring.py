@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int16
@@ -20,6 +20,7 @@ GARBAGE_HU = 32767
 """What poisoning writes: far outside the stored range, so that a voxel read too late shows."""
 
 
+@runtime_checkable
 class Event(Protocol):
     """What the ring needs of a ``torch.cuda.Event``."""
 
