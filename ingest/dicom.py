@@ -16,6 +16,8 @@ from pydicom.pixels import apply_modality_lut
 
 from ingest.errors import Reason, SeriesError
 from ingest.headers import quiet_pydicom, read_dataset
+from ingest.intensity import check_air, check_range
+from ingest.regrid import Regridding, regrid
 from ingest.series import Series
 from ingest.sources import read_files
 from ingest.volume import Volume
@@ -30,19 +32,23 @@ _HU_TYPES = {"", "HU", "US"}
 def read_dicom(series: Series) -> Volume:
     """Decode an accepted series.
 
+    Slices that are tilted or unevenly spaced are put on a regular grid.
+
     Raises:
         SeriesError: a slice cannot be decoded, is not in HU, or differs from another at its place.
     """
     assert series.shape_zyx is not None
     assert series.affine is not None
-    hu: Float32[ndarray, "z y x"] = np.empty(series.shape_zyx, np.float32)
+    regridding = series.regridding
+    shape = series.shape_zyx if regridding is None else regridding.stored_shape_zyx
+    hu: Float32[ndarray, "z y x"] = np.empty(shape, np.float32)
     filled: set[int] = set()
     flags: set[str] = set()
     padded = 0
     slice_of = dict(zip(series.refs, series.slice_of_ref, strict=True))
     with quiet_pydicom():
         for ref, data in read_files(series.refs):
-            plane, padding = decode_slice(data, series.shape_zyx[1:], flags)
+            plane, padding = decode_slice(data, shape[1:], flags)
             number = slice_of[ref]
             if number not in filled:
                 filled.add(number)
@@ -53,13 +59,32 @@ def read_dicom(series: Series) -> Volume:
             else:
                 detail = "different images at the same position"
                 raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
+    padding_fraction = padded / hu.size
+    if regridding is not None:
+        hu, padding_fraction = _regridded(hu, padding_fraction, regridding)
     return Volume(
         hu=hu,
         affine=np.array(series.affine),
         geometry=series.geometry,
         flags=tuple(sorted(flags)),
-        padding_fraction=padded / hu.size,
+        padding_fraction=padding_fraction,
     )
+
+
+def _regridded(
+    hu: Float32[ndarray, "n rows columns"], padding_fraction: float, regridding: Regridding
+) -> tuple[Float32[ndarray, "z y x"], float]:
+    """The volume on its regular grid, and the share of it that no scanner measured.
+
+    What lies below -1024 HU is air here already, or -3024 would spread between slices, and the grid
+    is filled with air around them: what that could hide is checked first, on the slices as stored.
+    """
+    check_range(hu)
+    check_air(hu, padding_fraction)
+    below_range = np.count_nonzero(hu < FILL_HU) / hu.size
+    np.maximum(hu, np.float32(FILL_HU), out=hu)
+    measured = (1 - padding_fraction - below_range) * regridding.covered
+    return regrid(hu, regridding), 1 - measured
 
 
 def decode_slice(

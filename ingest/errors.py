@@ -50,6 +50,7 @@ class Reason(StrEnum):
     MISSING_GEOMETRY = "missing_geometry"
     TOO_FEW_SLICES = "too_few_slices"
     DUPLICATE_POSITIONS = "duplicate_positions"
+    # Tilt, gaps and variable spacing are regridded and flagged; these are what cannot be.
     MISSING_SLICES = "missing_slices"
     VARIABLE_SPACING = "variable_spacing"
     TILTED = "tilted"

@@ -9,16 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from pydicom import uid
 from pydicom.pixels import get_decoder
 
 from ingest.errors import Reason
-from ingest.geometry import Stack, is_oblique, measure_stack, plausible_spacing, unit_axes
+from ingest.geometry import plausible_spacing, unit_axes
 from ingest.headers import Header
 from ingest.ids import IdKey
+from ingest.regrid import plan_regridding
 from ingest.series import Series
+from ingest.stack import Stack, measure_stack
 
 ORIENTATION_TOLERANCE = 1e-3
 """Direction cosines of one series differ by less: rounding, never a second reformat."""
@@ -218,16 +221,13 @@ def _volume(
     thickness = first.slice_thickness
     return replace(
         row,
+        **_grid_of(stack, pixel_spacing, (first.rows, first.columns)),
         key=id_key.id("volume", row.series_id, *piece.plane, orientation),
         refs=tuple(members[i].ref for i in order),
         slice_of_ref=tuple(slices[i] for i in order),
         reason=reason,
         detail=detail,
         n_slices=stack.n_slices,
-        geometry=_geometry_name(stack),
-        shape_zyx=(stack.n_slices, first.rows, first.columns),
-        spacing_zyx_mm=None if stack.spacing_mm is None else (stack.spacing_mm, *pixel_spacing),
-        affine=None if stack.affine is None else tuple(map(tuple, stack.affine.tolist())),
         kernel=kernels.pop() if len(kernels) == 1 else "",
         contrast=_contrast(first.contrast_agent),
         kvp=first.kvp,
@@ -250,13 +250,19 @@ def _stack_verdict(stack: Stack, members: Sequence[Header], min_slices: int) -> 
         if any(len(different) > 1 for different in phases.values()):
             detail = "positions repeat at other times (4D, or several scans in one series)"
             return Reason.DUPLICATE_POSITIONS, detail
-    return Reason.OK, ""
+    return Reason.OK, stack.detail
 
 
-def _geometry_name(stack: Stack) -> str:
-    if stack.affine is not None:
-        return "oblique" if is_oblique(stack.affine) else "uniform"
-    return stack.reason.value if stack.n_slices > 1 else ""
+def _grid_of(stack: Stack, pixel_mm: tuple[float, float], plane: tuple[int, int]) -> dict[str, Any]:
+    """Fields of the grid on which a stack is read: its own, or the regular one it is put on."""
+    fields: dict[str, Any] = {"geometry": stack.geometry, "shape_zyx": (stack.n_slices, *plane)}
+    if stack.spacing_mm is not None:
+        fields["spacing_zyx_mm"] = (stack.spacing_mm, *pixel_mm)
+    affine = stack.affine
+    if affine is not None and stack.offsets_mm is not None:
+        plan, affine = plan_regridding(stack.offsets_mm, affine, plane)
+        fields |= {"regridding": plan, "shape_zyx": plan.shape_zyx, "flags": (stack.geometry,)}
+    return fields | {"affine": None if affine is None else tuple(map(tuple, affine.tolist()))}
 
 
 def _contrast(agent: str) -> bool | None:
@@ -284,6 +290,8 @@ def _duplicate_rows(
             n_files=len(headers),
             n_slices=0,
             geometry="",
+            regridding=None,
+            flags=(),
             shape_zyx=None,
             spacing_zyx_mm=None,
             affine=None,

@@ -43,22 +43,44 @@ def check_hu(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
     low, high = float(hu.min()), float(hu.max())
     if low == high:
         raise SeriesError(Reason.BLANK, "all voxels are equal")
-    share = _implausible_share(hu, low, high)
+    check_range(hu)
+    if _dense_share(hu) < MIN_SHARE:
+        raise SeriesError(Reason.BLANK, f"nothing but air: all below {AIR_BELOW_HU} HU")
+    check_air(hu, padding_fraction)
+
+
+def check_range(hu: Float32[ndarray, "z y x"]) -> None:
+    """Refuse voxels far outside what a scanner writes.
+
+    Raises:
+        SeriesError: implausible.
+    """
+    share = _implausible_share(hu)
     if share > MAX_IMPLAUSIBLE_SHARE:
         raise SeriesError(
             Reason.IMPLAUSIBLE_HU, f"{share:.1%} of the voxels are outside {PLAUSIBLE_HU} HU"
         )
-    dense = np.count_nonzero(hu >= AIR_BELOW_HU) / hu.size
+
+
+def check_air(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
+    """Refuse voxels among which no air was measured.
+
+    Raises:
+        SeriesError: not HU.
+    """
     below_range = np.count_nonzero(hu < FILL_HU) / hu.size
-    air = 1 - dense - below_range - padding_fraction
-    if dense < MIN_SHARE:
-        raise SeriesError(Reason.BLANK, f"nothing but air: all below {AIR_BELOW_HU} HU")
-    if air < MIN_SHARE:
+    if 1 - _dense_share(hu) - below_range - padding_fraction < MIN_SHARE:
+        low, high = float(hu.min()), float(hu.max())
         raise SeriesError(Reason.NOT_HU, f"no air: values from {low:.0f} to {high:.0f} are not HU")
 
 
-def _implausible_share(hu: Float32[ndarray, "z y x"], low: float, high: float) -> float:
+def _dense_share(hu: Float32[ndarray, "z y x"]) -> float:
+    return float(np.count_nonzero(hu >= AIR_BELOW_HU) / hu.size)
+
+
+def _implausible_share(hu: Float32[ndarray, "z y x"]) -> float:
     bottom, top = PLAUSIBLE_HU
+    low, high = float(hu.min()), float(hu.max())
     count = 0
     if high > top:
         count += int(np.count_nonzero(hu > top))

@@ -9,7 +9,14 @@ from jaxtyping import Float32, Float64, Int16
 from numpy import ndarray
 
 from ingest.body import Box, body_box, full_box
-from ingest.geometry import SPL_IN_RAS, is_oblique, orientation_code, spacing_of, spl_axes
+from ingest.geometry import (
+    SPL_IN_RAS,
+    is_oblique,
+    orientation_code,
+    shifted,
+    spacing_of,
+    spl_axes,
+)
 from ingest.intensity import check_hu, fill_low, hu_stats, to_stored
 from ingest.volume import Volume
 from shards.schema import HuStats, Original
@@ -109,13 +116,6 @@ def to_spl(
     affine[:3, :3] *= np.where(flips, -1.0, 1.0)
     hu = hu[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
     return hu, affine + 0.0
-
-
-def shifted(affine: Float64[ndarray, "4 4"], start: tuple[int, ...]) -> Float64[ndarray, "4 4"]:
-    """The affine of a sub-volume that begins at voxel ``start``."""
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ np.array(start, np.float64)
-    return moved
 
 
 def _resample(

@@ -10,6 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from ingest.stack import REGRIDDED
 from ingest.words import sentence
 from shards.schema import HU_MAX, HU_MIN, Contract, Totals
 
@@ -42,7 +43,7 @@ def render_report(data: ReportData) -> str:
     page = Template(files("ingest").joinpath("report.template.html").read_text())
     return page.substitute(
         headline=f"{data.totals.samples} CT volume{'s' * (data.totals.samples != 1)}",
-        accounting=_accounting(data.totals),
+        accounting=_accounting(data.totals) + _regridded(accepted),
         cards=_cards(data.totals),
         refused=_refused(data.rows),
         slice_chart=_bars(*_binned(slice_mm), caption="Distance between slices as scanned, mm"),
@@ -60,6 +61,15 @@ def _accounting(totals: Totals) -> str:
         f"{totals.files_in:,} files found = {totals.files_used:,} used + {totals.files_refused:,} "
         f"refused. {totals.series_accepted:,} series accepted, {totals.series_refused:,} refused."
     )
+
+
+def _regridded(accepted: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the volumes whose slices were no regular grid; empty where there are none."""
+    counts = Counter(row["geometry"] for row in accepted if row["geometry"] in REGRIDDED)
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+    return f" Put on a regular grid from the true slice positions: {kinds}."
 
 
 def _cards(totals: Totals) -> str:

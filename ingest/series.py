@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ingest.errors import Reason
+from ingest.regrid import Regridding
 from ingest.sources import FileRef
 
 Affine = tuple[tuple[float, ...], ...]
@@ -28,10 +29,13 @@ class Series:
         n_files: files of this row. Summed over all rows: every file found.
         n_slices: distinct slice positions (0 where that means nothing).
         modality: DICOM modality, ``CT`` for NIfTI, or empty.
-        geometry: ``uniform``, ``oblique``, or the reason code of the geometry's refusal, or empty.
-        shape_zyx: stored shape.
-        spacing_zyx_mm: distances between neighbours along the stored axes.
-        affine: of the stored grid, when geometry is sound.
+        geometry: ``uniform``, ``oblique``, what was regridded (``tilted``, ``missing_slices``,
+            ``variable_spacing``, ``tilted_variable``), or the reason code of the geometry's
+            refusal, or empty.
+        regridding: how the stored slices become the grid; None where they are the grid.
+        shape_zyx: of the grid as read: the stored one, or the regular one that replaces it.
+        spacing_zyx_mm: distances between neighbours along the grid's axes.
+        affine: of the grid, when geometry is sound.
         kernel: reconstruction kernel, or empty.
         contrast: whether a contrast agent is stated; None when the source does not say.
         kvp: tube voltage.
@@ -52,6 +56,7 @@ class Series:
     n_slices: int = 0
     modality: str = ""
     geometry: str = ""
+    regridding: Regridding | None = None
     shape_zyx: tuple[int, int, int] | None = None
     spacing_zyx_mm: tuple[float, float, float] | None = None
     affine: Affine | None = None

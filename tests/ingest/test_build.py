@@ -447,17 +447,22 @@ def test_real_archive_in_one_run(ct_data, tmp_path):
     assert accepted == {
         ("dicom", (133, 512, 512)),  # LIDC-IDRI-0001
         ("dicom", (28, 512, 512)),  # Philips, 5 mm
+        ("dicom", (30, 560, 512)),  # Philips, tilted
+        ("dicom", (37, 611, 512)),  # GE head, 28 slices, tilted and unevenly spaced
         ("dicom", (49, 512, 512)),  # ACRIN, axial
         ("dicom", (20, 512, 512)),  # TotalSegmentator, JPEG 2000
         ("nifti", (112, 101, 122)),
         ("nifti", (30, 101, 122)),
     }
-    by_slices = {row["n_slices"]: row for row in table if row["verdict"] == "accepted"}
+    taken = [row for row in table if row["verdict"] == "accepted"]
+    by_slices = {row["n_slices"]: row for row in taken if row["geometry"] == "uniform"}
+    regridded = {row["geometry"]: row["flags"] for row in taken if row["geometry"] != "uniform"}
+    assert regridded == {"tilted": ["tilted"], "tilted_variable": ["tilted_variable"]}
     # From slice positions: 133 slices 2.5 mm apart, and so on; thickness would say 5 for ACRIN.
     for slices, mm in ((133, 2.5), (28, 5.0), (49, 4.0), (20, 2.0)):
         assert by_slices[slices]["spacing_zyx_mm"][0] == pytest.approx(mm, abs=1e-3)
     assert verify(tmp_path / "out").problems == []
     index = pq.read_table(tmp_path / "out/index.parquet").to_pylist()
     # 20 slices of 2 mm come to 26 of 1.5 mm: too thin for the network.
-    assert sorted(row["trainable"] for row in index) == [False, True, True, True, True, True]
+    assert sorted(row["trainable"] for row in index) == [False] + [True] * 7
     assert Path(tmp_path / "out/report.html").stat().st_size > 10_000

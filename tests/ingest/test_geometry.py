@@ -14,13 +14,13 @@ from ingest.geometry import (
     SPL_IN_RAS,
     is_oblique,
     is_orthogonal,
-    measure_stack,
     orientation_code,
     spacing_of,
     spl_axes,
     unit_axes,
 )
 from ingest.prepare import to_spl
+from ingest.stack import measure_stack
 
 AXIAL = np.array([1.0, 0, 0, 0, 1, 0])
 PIXEL = (0.7, 0.7)
@@ -37,38 +37,57 @@ def steps(n: int, step: float) -> list[float]:
 TILT = np.tan(np.radians(18.5))
 SIDEWAYS = np.array([[0, 0, 0]] * 3 + [[4, 0, 0]] * 3)
 CASES = [
-    # name, positions, verdict
-    ("regular", along_z(steps(10, 2.5)), Reason.OK),
-    ("reversed", along_z(steps(10, 2.5)[::-1]), Reason.OK),
+    # name, positions, geometry or reason of refusal
+    ("regular", along_z(steps(10, 2.5)), "uniform"),
+    ("reversed", along_z(steps(10, 2.5)[::-1]), "uniform"),
     # 1 % of 2.5 mm is 0.025
-    ("within 1 %", along_z([0, 2.5, 5.02, 7.5, 10]), Reason.OK),
-    ("beyond 1 %", along_z([0, 2.5, 5.04, 7.5, 10]), Reason.VARIABLE_SPACING),
+    ("within 1 %", along_z([0, 2.5, 5.02, 7.5, 10]), "uniform"),
+    ("beyond 1 %", along_z([0, 2.5, 5.04, 7.5, 10]), "variable_spacing"),
     # thin slices: 0.01 mm counts, not 1 % of 0.4 mm
-    ("thin, rounded to 0.01 mm", along_z([0, 0.41, 0.8, 1.21, 1.6]), Reason.OK),
+    ("thin, rounded to 0.01 mm", along_z([0, 0.41, 0.8, 1.21, 1.6]), "uniform"),
     # each step is within 1 % of the mean, but the middle is 0.3 of a voxel off the grid
     (
         "drift",
         along_z([*np.cumsum([0.0] + [1.0] * 70 + [1.0099] * 70).tolist()]),
-        Reason.VARIABLE_SPACING,
+        "variable_spacing",
     ),
-    ("one missing", along_z([0, 5, 10, 20]), Reason.MISSING_SLICES),
-    ("every second missing", along_z([0, 5, 15, 20, 30, 35]), Reason.MISSING_SLICES),
-    ("two spacings", along_z([0, 4, 8, 9.08, 16, 23]), Reason.VARIABLE_SPACING),
-    ("two scans of unrelated steps", along_z([0, 3, 6, 10, 14]), Reason.VARIABLE_SPACING),
-    ("tilted", along_z(steps(20, 2.4), TILT), Reason.TILTED),
-    ("tilted and irregular", along_z([0, 4, 8, 9.08, 16, 23], TILT), Reason.TILTED),
+    ("one missing", along_z([0, 5, 10, 20]), "missing_slices"),
+    ("every second missing", along_z([0, 5, 15, 20, 30, 35]), "missing_slices"),
+    # A gap of 3 spacings is bridged, one of 3.1 is not.
+    ("two missing in a row", along_z([0, 5, 10, 25, 30]), "missing_slices"),
+    ("too much missing", along_z([0, 5, 10, 25.5, 30.5]), Reason.MISSING_SLICES),
+    ("two spacings", along_z([0, 4, 8, 9.08, 16, 23]), "variable_spacing"),
+    ("two scans of unrelated steps", along_z([0, 3, 6, 10, 14]), "variable_spacing"),
+    ("tilted", along_z(steps(20, 2.4), TILT), "tilted"),
+    ("tilted and irregular", along_z([0, 4, 8, 9.08, 16, 23], TILT), "tilted_variable"),
+    ("tilted and too much missing", along_z([0, 5, 10, 25.5], TILT), Reason.MISSING_SLICES),
+    ("more than any gantry", along_z(steps(20, 2.4), 1.1), Reason.TILTED),
     # 0.1 degree over 48 mm is 0.08 mm: less than a quarter of a pixel
-    ("rounding of the orientation", along_z(steps(20, 2.4), np.tan(np.radians(0.1))), Reason.OK),
+    ("rounding of the orientation", along_z(steps(20, 2.4), np.tan(np.radians(0.1))), "uniform"),
     ("one position", along_z([3.0, 3.0, 3.0]), Reason.TOO_FEW_SLICES),
     ("table moved sideways", along_z(steps(6, 2)) + SIDEWAYS, Reason.VARIABLE_SPACING),
 ]
 
 
-@pytest.mark.parametrize(("positions", "reason"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_verdict(positions: np.ndarray, reason: Reason) -> None:
+@pytest.mark.parametrize(("positions", "found"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_verdict(positions: np.ndarray, found: Reason | str) -> None:
     stack = measure_stack(positions, AXIAL, PIXEL)
-    assert stack.reason is reason
-    assert (stack.affine is not None) == (reason is Reason.OK)
+    accepted = not isinstance(found, Reason)
+    assert stack.reason is (Reason.OK if accepted else found)
+    assert (stack.affine is not None) == accepted
+    if accepted:
+        assert stack.geometry == found
+    assert (stack.offsets_mm is not None) == (accepted and found != "uniform")
+
+
+def test_grid_spacing_is_the_median_gap() -> None:
+    def spacing(z: list[float]) -> float | None:
+        return measure_stack(along_z(z), AXIAL, PIXEL).spacing_mm
+
+    assert spacing([0, 5, 10, 20]) == 5
+    # Half are 5 and half 10: a spacing that is there, not 7.5.
+    assert spacing([0, 5, 10, 20, 30]) == 5
+    assert spacing([0, 4, 8, 9.08, 16, 23]) == 4
 
 
 def test_detail_names_the_numbers() -> None:
@@ -142,7 +161,8 @@ def test_a_dropped_inner_slice_is_missed(data, n, spacing) -> None:
     gone = data.draw(st.integers(1, n - 2))
     z = [spacing * k for k in range(n) if k != gone]
     stack = measure_stack(along_z(z), AXIAL, PIXEL)
-    assert stack.reason is Reason.MISSING_SLICES
+    assert (stack.reason, stack.geometry) == (Reason.OK, "missing_slices")
+    assert stack.spacing_mm == pytest.approx(spacing, rel=1e-9)
 
 
 def axis_affines() -> list[np.ndarray]:

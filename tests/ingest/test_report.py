@@ -46,6 +46,7 @@ def row(reason="ok", n_files=1, spacing=(2.5, 0.7, 0.7), key=None):
         "reason": reason,
         "n_files": n_files,
         "spacing_zyx_mm": spacing if reason == "ok" else None,
+        "geometry": "uniform" if reason == "ok" else "",
         "key": key,
     }
 
@@ -96,6 +97,16 @@ def test_reasons_are_counted_and_said_in_words():
     assert "1 series accepted, 3 refused" in text
     # The more frequent reason comes first, with its series and its files.
     assert re.search(r"scout.*?localizer\s+2\s+2\s.*gantry.*?tilted\s+1\s+28\s", text, re.S)
+
+
+def test_what_was_regridded_is_counted():
+    def taken(geometry):
+        return row() | {"geometry": geometry}
+
+    rows = [taken("tilted"), taken("uniform"), taken("missing_slices"), taken("tilted")]
+    text = " ".join(Page(render_report(data(rows, []))).words)
+    assert "true slice positions: 1 missing_slices, 2 tilted." in text
+    assert "regular grid" not in " ".join(Page(render_report(data([row()], []))).words)
 
 
 def test_every_reason_has_its_sentence():

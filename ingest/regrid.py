@@ -1,0 +1,114 @@
+"""Slices at their true places onto a regular, orthogonal grid: one rule for tilt, gaps and both.
+
+Each slice is shifted within its plane (bilinear), then neighbours are interpolated linearly between
+their true positions along the normal. Nothing is smoothed: coarser grids come later, by resampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from numpy import ndarray
+from scipy import ndimage
+
+from ingest.geometry import shifted, spacing_of
+from shards.schema import FILL_HU
+
+PLACE_DECIMALS = 6
+"""Places in voxels are rounded to this, so that a slice on the grid stays as it is to the bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regridding:
+    """Where stored slices lie on the grid they are put on, in voxels of that grid.
+
+    Attributes:
+        plane_yx: rows and columns of a stored slice.
+        slice_z: of each slice, ascending from 0.
+        slice_yx: of the first pixel of each slice, never negative.
+        shape_zyx: of the grid.
+    """
+
+    plane_yx: tuple[int, int]
+    slice_z: tuple[float, ...]
+    slice_yx: tuple[tuple[float, float], ...]
+    shape_zyx: tuple[int, int, int]
+
+    @property
+    def stored_shape_zyx(self) -> tuple[int, int, int]:
+        """Shape of the slices as they are stored."""
+        return len(self.slice_z), *self.plane_yx
+
+    @property
+    def covered(self) -> float:
+        """Share of the grid that the slices cover; the rest is filled."""
+        rows, columns = self.plane_yx
+        return rows * columns / (self.shape_zyx[1] * self.shape_zyx[2])
+
+
+def plan_regridding(
+    offsets_mm: Float64[ndarray, "n 3"],
+    affine: Float64[ndarray, "4 4"],
+    plane_yx: tuple[int, int],
+) -> tuple[Regridding, Float64[ndarray, "4 4"]]:
+    """The regular grid that holds all slices, and its affine.
+
+    The first slice lies on voxels of the grid. Along z the last plane is the one nearest to the
+    last slice: up to half a spacing beyond it, where that slice is repeated.
+
+    Args:
+        offsets_mm: (z, y, x) of each slice from the first, ascending in z.
+        affine: of the grid that begins with the first slice, (z, y, x, 1) to RAS mm.
+        plane_yx: rows and columns of a slice.
+    """
+    places = np.round(offsets_mm / spacing_of(affine), PLACE_DECIMALS) + 0.0
+    before = np.floor(places[:, 1:].min(axis=0)).astype(int)
+    after = np.ceil(places[:, 1:].max(axis=0)).astype(int)
+    rows, columns = np.array(plane_yx) + after - before
+    regridding = Regridding(
+        plane_yx=plane_yx,
+        slice_z=tuple(places[:, 0].tolist()),
+        slice_yx=tuple((float(y), float(x)) for y, x in places[:, 1:] - before),
+        shape_zyx=(round(float(places[-1, 0])) + 1, int(rows), int(columns)),
+    )
+    return regridding, shifted(affine, (0, int(before[0]), int(before[1])))
+
+
+def regrid(
+    hu: Float32[ndarray, "n rows columns"], regridding: Regridding
+) -> Float32[ndarray, "z y x"]:
+    """Interpolate stored slices onto the grid; what no slice covers is -1024.
+
+    Args:
+        hu: slices ascending along the normal, padding already air.
+        regridding: their plan.
+    """
+    slice_z = np.array(regridding.slice_z)
+    z = np.minimum(np.arange(regridding.shape_zyx[0]), slice_z[-1])
+    above = np.clip(np.searchsorted(slice_z, z, side="right"), 1, len(slice_z) - 1)
+    weights = (z - slice_z[above - 1]) / (slice_z[above] - slice_z[above - 1])
+    out: Float32[ndarray, "z y x"] = np.empty(regridding.shape_zyx, np.float32)
+    # Placed slices are kept only while a plane of the grid lies next to them.
+    placed: dict[int, Float32[ndarray, "y x"]] = {}
+    for k, (upper, weight) in enumerate(zip(above.tolist(), weights.tolist(), strict=True)):
+        pair = (upper - 1, upper)
+        placed = {i: placed[i] if i in placed else _placed(hu, i, regridding) for i in pair}
+        np.multiply(placed[upper - 1], 1 - weight, out=out[k])
+        out[k] += weight * placed[upper]
+    return out
+
+
+def _placed(
+    hu: Float32[ndarray, "n rows columns"], index: int, regridding: Regridding
+) -> Float32[ndarray, "y x"]:
+    """One slice on the grid's rows and columns."""
+    whole = [int(place) for place in regridding.slice_yx[index]]
+    part = [place - start for place, start in zip(regridding.slice_yx[index], whole, strict=True)]
+    out: Float32[ndarray, "y x"] = np.full(regridding.shape_zyx[1:], FILL_HU, np.float32)
+    window = tuple(slice(s, s + n) for s, n in zip(whole, regridding.plane_yx, strict=True))
+    out[window] = hu[index]
+    if any(part):
+        out = ndimage.shift(out, part, order=1, mode="nearest")
+    return out
