@@ -6,6 +6,7 @@ as shells expect. Heavy packages are imported by the command that needs them, so
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -137,6 +138,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(exc, 2)
     except (TrainError, ShardError) as exc:
         return _complain(exc, 1)
+    except (OSError, RuntimeError) as exc:
+        return _complain_of_machine(exc)
 
 
 def _pretrain(command: Pretrain, console: Console) -> int:
@@ -269,6 +272,26 @@ def _set_up_logging(console: Console) -> None:
         handler = logging.StreamHandler(sys.stderr)
         form = "%(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, handlers=[handler], force=True)
+
+
+def _complain_of_machine(exc: OSError | RuntimeError) -> int:
+    """One line where the machine is too small for a sound run; all else is a bug and raised."""
+    import torch
+
+    if isinstance(exc, torch.OutOfMemoryError):
+        print(
+            "coralbay: out of GPU memory; use a smaller --batch-size or --preset, or a larger GPU",
+            file=sys.stderr,
+        )
+    elif isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(
+            f"coralbay: {exc.filename or 'the run folder'}: {exc.strerror}; make room, then go on "
+            "with `coralbay resume`: the last checkpoint is whole",
+            file=sys.stderr,
+        )
+    else:
+        raise exc
+    return 1
 
 
 def _complain(exc: Exception, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -290,6 +291,38 @@ def test_a_corrupt_checkpoint(
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["resume", str(run)]) == 1
     assert "checkpoint-000001.pt: its bytes are not those" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "smaller --batch-size"),
+        (OSError(errno.ENOSPC, "No space left on device", "run/x.pt"), "run/x.pt: No space left"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_said_in_a_line(
+    error: Exception,
+    way_out: str,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("train.loop.train_step", fail)
+    assert pretrain(shards, tmp_path / "run", "--steps", "1") == 1
+    assert way_out in complaint(capsys)
+
+
+def test_a_bug_is_not_hidden(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("train.loop.train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        pretrain(shards, tmp_path / "run", "--steps", "1")
 
 
 @pytest.mark.parametrize(
