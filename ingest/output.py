@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ingest.errors import UsageError
 from ingest.work import STATE_FOLDER
+from shards.files import write_atomic
 from shards.schema import MANIFEST, Manifest, canonical_json, load_manifest
 
 _STATE_FILE = "build.json"
@@ -85,9 +86,7 @@ def start_build(out: Path, build_sha256: str, versions: dict[str, str]) -> None:
         if out.exists() and any(path.name != STATE_FOLDER for path in out.iterdir()):
             raise UsageError(f"{out}: not empty and no dataset of ours; give a new or empty folder")
         state.parent.mkdir(parents=True, exist_ok=True)
-        temporary = state.with_suffix(".tmp")
-        temporary.write_bytes(identity)
-        temporary.replace(state)
+        write_atomic(state, identity)
     except OSError as exc:
         raise UsageError(f"{out}: cannot write there ({exc.strerror}); give another OUT") from exc
 

@@ -18,7 +18,8 @@ from ingest.errors import Reason, SeriesError
 from ingest.groups import Group
 from ingest.series import Series
 from shards.digest import content_sha256
-from shards.schema import HU_MAX, HU_MIN, SampleMeta, canonical_json, converter, load_json
+from shards.files import write_atomic
+from shards.schema import HU_MAX, HU_MIN, SampleMeta, dump_json, load_json
 from shards.writer import ShardResult, ShardWriter
 
 logger = logging.getLogger(__name__)
@@ -162,10 +163,7 @@ def preview(hu: Int16[ndarray, "z y x"], spacing_zyx_mm: Sequence[float]) -> str
 
 def save_result(out: Path, result: GroupResult) -> None:
     """Write a group's result whole or not at all."""
-    path = _result_path(out, result.number)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(canonical_json(converter.unstructure(result)))
-    temporary.replace(path)
+    write_atomic(_result_path(out, result.number), dump_json(result))
 
 
 def finished_result(task: GroupTask) -> GroupResult | None:

@@ -187,9 +187,13 @@ class Dataset:
             air_mask=_ragged(table["air_mask"]),
         )
 
-    def plan_samples(self) -> PlanSamples:
-        """What planning needs of every sample, in index order."""
-        chunks = self.chunk_rows()
+    def plan_samples(self, chunks: ChunkTable | None = None) -> PlanSamples:
+        """What planning needs of every sample, in index order.
+
+        Args:
+            chunks: ``chunk_rows()`` of all shards where it has been read; None reads it.
+        """
+        chunks = self.chunk_rows() if chunks is None else chunks
         keys = self.keys()
         if chunks.keys != keys:
             raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from shards.digest import sha256
 from shards.schema import FileEntry
@@ -23,12 +25,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> FileEntry:
-    """Write ``data`` as ``path`` through a temporary file; its name, size and digest."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a temporary file, sync it, then give it the name ``path``.
+
+    A crash at any moment leaves the old file or the new one, never a part of it. The rename itself
+    is durable once the folder is synced.
+    """
     partial = temporary(path)
     with partial.open("wb") as file:
-        file.write(data)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_atomic(path: Path, data: bytes) -> FileEntry:
+    """Write ``data`` as ``path``, whole or not at all; its name, size and digest."""
+    write_atomically(path, lambda file: file.write(data))
     return FileEntry(name=path.name, bytes=len(data), sha256=sha256(data))

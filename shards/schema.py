@@ -282,7 +282,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def dump_json(record: Any) -> bytes:
-    """A dataclass of this module as canonical JSON."""
+    """A dataclass as canonical JSON."""
     return canonical_json(converter.unstructure(record))
 
 

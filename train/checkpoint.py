@@ -19,7 +19,7 @@ import torch
 
 from shards.schema import Contract, converter
 from train.errors import CheckpointError
-from train.files import write_atomically, write_json
+from train.files import write_durably, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def save(
     path = checkpoint_path(run, step)
     # Saved again at the same step: without its JSON the old pair stops existing before it changes.
     path.with_suffix(".json").unlink(missing_ok=True)
-    write_atomically(path, lambda file: torch.save(state, file))
+    write_durably(path, lambda file: torch.save(state, file))
     info = CheckpointInfo(
         format=FORMAT,
         format_version=FORMAT_VERSION,

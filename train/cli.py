@@ -279,21 +279,15 @@ def _complain_of_machine(exc: OSError | RuntimeError) -> int:
     import torch
 
     if isinstance(exc, torch.OutOfMemoryError):
-        print(
-            "coralbay: out of GPU memory; use a smaller --batch-size or --preset, or a larger GPU",
-            file=sys.stderr,
-        )
-    elif isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        print(
-            f"coralbay: {exc.filename or 'the run folder'}: {exc.strerror}; make room, then go on "
-            "with `coralbay resume`: the last checkpoint is whole",
-            file=sys.stderr,
-        )
-    else:
-        raise exc
-    return 1
+        way_out = "use a smaller --batch-size or --preset, or a larger GPU"
+        return _complain(f"out of GPU memory; {way_out}", 1)
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = exc.filename or "the run folder"
+        way_out = "make room, then go on with `coralbay resume`: the last checkpoint is whole"
+        return _complain(f"{where}: {exc.strerror}; {way_out}", 1)
+    raise exc
 
 
-def _complain(exc: Exception, code: int) -> int:
-    print(f"coralbay: {exc}", file=sys.stderr)
+def _complain(what: object, code: int) -> int:
+    print(f"coralbay: {what}", file=sys.stderr)
     return code

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from shards.schema import converter
 from train.errors import TrainError
-from train.files import write_atomically
+from train.files import write_durably
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class MetricsLog:
         """
         kept = [r for r in read_metrics(path) if r.step <= resume_step] if path.exists() else []
         lines = "".join(_line(record) for record in kept)
-        write_atomically(path, lambda file: file.write(lines.encode()))
+        write_durably(path, lambda file: file.write(lines.encode()))
         self._file = path.open("a", buffering=1)
 
     def append(self, record: StepRecord) -> None:

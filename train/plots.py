@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy import ndarray
 
-from train.files import write_atomically
+from train.files import write_durably
 from train.metrics import StepRecord
 
 _BLUE, _AMBER, _GREEN, _GREY = "#2563a8", "#c9731c", "#2f8559", "#6b7280"
@@ -57,7 +57,7 @@ def plot_run(records: Sequence[StepRecord], path: Path, *, title: str) -> None:
     _variance(axes["variance"], step, np.array([record.level_variance for record in records]))
     for axis in axes.values():
         _tidy(axis)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_durably(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def smooth(values: Float64[ndarray, " n"], window: int) -> Float64[ndarray, " n"]:

@@ -117,6 +117,7 @@ class CTLoader:
 
     Attributes:
         dataset: the dataset read.
+        chunks: where its chunks lie.
         plan: the sequence of visits.
         scheduler: from a position to the visit there.
         reader: reads and decodes regions.
@@ -133,7 +134,8 @@ class CTLoader:
         self.views = views
         self.stats = Stats()
         self.dataset = Dataset.open(url)
-        samples = self.dataset.plan_samples()
+        self.chunks = self.dataset.chunk_rows()
+        samples = self.dataset.plan_samples(self.chunks)
         plan_config = PlanConfig(
             seed=config.seed,
             global_batch=config.batch_size * config.world,
@@ -145,7 +147,7 @@ class CTLoader:
         if config.loader == "dali":
             _require_dali()
         self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views)
-        self.reader = ChunkReader(self.dataset, self.dataset.chunk_rows(), self.stats)
+        self.reader = ChunkReader(self.dataset, self.chunks, self.stats)
         self._step = 0
         self._quarantine: dict[Quarantined, int] = {}
         self._running: _Running | None = None

@@ -60,7 +60,7 @@ class StageBench:
         self._visits = [loader.scheduler.visit(index, 0) for index in range(N_SETS)]
         self._profile = get_profile(loader.dataset.manifest.contract.recorded.profile)
         stats = Stats()
-        self._reader = ChunkReader(loader.dataset, loader.dataset.chunk_rows(), stats)
+        self._reader = ChunkReader(loader.dataset, loader.chunks, stats)
         self._pool = ThreadPoolExecutor(loader.config.threads, thread_name_prefix="coralbay-bench")
         self._scratch: SimpleQueue[Int16[ndarray, "nz ny nx c c c"]] = SimpleQueue()
         for _ in range(loader.config.threads):
