@@ -1,0 +1,156 @@
+"""``ingest scan`` and ``ingest build-shards``: from flags to a plan, a dataset and its totals."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest.commands import BuildShards, Scan
+from ingest.errors import Reason, UsageError
+from ingest.exits import DONE, emit
+
+if TYPE_CHECKING:
+    from ingest.pipeline import Plan
+    from shards.schema import Manifest
+
+
+def run_scan(command: Scan) -> int:
+    """``ingest scan``."""
+    from ingest.ids import load_id_key
+    from ingest.output import check_sources
+    from ingest.scan import ScanConfig, scan
+    from ingest.terminal import Terminal, where
+
+    check_sources(command.raw)
+    with Terminal() as terminal:
+        found = scan(
+            command.raw,
+            load_id_key(command.id_key),
+            ScanConfig(min_slices=command.min_slices),
+            terminal.files,
+        )
+    reasons = Counter(str(series.reason) for series in found.series)
+    if command.json:
+        emit({"files": found.n_files, "series": len(found.series), "reasons": dict(reasons)})
+        return DONE
+    for series in found.series:
+        shape = "" if series.shape_zyx is None else " x ".join(map(str, series.shape_zyx))
+        detail = f" ({series.detail})" if series.detail else ""
+        print(f"{series.reason:<28} {series.n_files:>5} {shape:<16} {where(series.refs)}{detail}")
+    accepted = reasons[Reason.OK]
+    refused = len(found.series) - accepted
+    print(f"{found.n_files} files: {accepted} series to take, {refused} refused")
+    return DONE
+
+
+def run_build(command: BuildShards) -> int:
+    """``ingest build-shards``."""
+    from ingest.config import BuildConfig, parse_spacing
+    from ingest.ids import load_id_key
+    from ingest.output import check_paths
+    from ingest.pipeline import Job, build, plan_build
+    from ingest.terminal import Terminal
+    from shards.schema import MANIFEST
+
+    if len(command.paths) < 2:
+        raise UsageError("give one RAW or more, then OUT: ingest build-shards RAW... OUT")
+    raw = command.paths[:-1]
+    out = check_paths(raw, command.paths[-1])
+    try:
+        config = BuildConfig(
+            spacing_zyx_mm=parse_spacing(command.spacing_mm),
+            body_crop=command.body_crop,
+            resample=command.resample,
+            profile=command.profile,
+            shard_mib=command.shard_mib,
+            min_slices=command.min_slices,
+            source=command.source,
+        )
+        workers = (os.cpu_count() or 1) if command.workers is None else command.workers
+        job = Job(
+            out=out,
+            workers=workers,
+            dask_scheduler=command.dask_scheduler,
+            max_failures=command.max_failures,
+        )
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
+    id_key = load_id_key(command.id_key)
+    with Terminal() as terminal:
+        plan = plan_build(raw, config, id_key, terminal)
+        if command.dry_run:
+            return _end_dry_run(plan, command.json)
+        already = (out / MANIFEST).exists()
+        manifest = build(plan, config, id_key, job, terminal)
+        seconds = time.monotonic() - terminal.started
+    reasons = refused_reasons(out)
+    if command.json:
+        emit(
+            {
+                "out": str(out),
+                "already_complete": already,
+                "build_sha256": manifest.build_sha256,
+                "generation_id": manifest.generation_id,
+                "shards": len(manifest.shards),
+                "reasons": reasons,
+                "seconds": round(seconds, 3),
+                **asdict(manifest.totals),
+            }
+        )
+    else:
+        print(f"{out}: already complete, nothing to do" if already else f"{out}: complete")
+        print(closing_line(manifest, reasons, seconds))
+    return DONE
+
+
+def refused_reasons(out: Path) -> dict[str, int]:
+    """Refused series by reason, from the dataset's own table."""
+    import pyarrow.parquet as pq
+
+    from shards.schema import SERIES
+
+    table = pq.read_table(out / SERIES, columns=["verdict", "reason"]).to_pylist()
+    counts = Counter(row["reason"] for row in table if row["verdict"] == "refused")
+    return dict(sorted(counts.items()))
+
+
+def closing_line(manifest: Manifest, reasons: dict[str, int], seconds: float) -> str:
+    """What a build came to, in one line."""
+    totals = manifest.totals
+    refused = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    return (
+        f"{totals.samples} samples ({totals.trainable} trainable) in "
+        f"{len(manifest.shards)} shards, "
+        f"{totals.shard_bytes:,} bytes; series: {totals.series_accepted} accepted, "
+        f"{totals.series_refused} refused ({refused}); files: {totals.files_in} in = "
+        f"{totals.files_used} used + {totals.files_refused} refused; {seconds:.1f} s"
+    )
+
+
+def _end_dry_run(plan: Plan, as_json: bool) -> int:
+    """Say what a build would do."""
+    volumes = sum(len(group.series) for group in plan.groups)
+    refused = len(plan.found.series) - volumes
+    if as_json:
+        emit(
+            {
+                "dry_run": True,
+                "files": plan.found.n_files,
+                "volumes": volumes,
+                "refused": refused,
+                "shards": len(plan.groups),
+                "estimated_bytes": plan.estimated_bytes,
+                "build_sha256": plan.build_sha256,
+            }
+        )
+    else:
+        print(
+            f"would build {volumes} volumes into {len(plan.groups)} shards, about "
+            f"{plan.estimated_bytes / 2**20:.0f} MiB; {refused} series and stray files refused; "
+            "nothing was written"
+        )
+    return DONE
