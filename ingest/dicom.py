@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from pydicom.pixels import apply_modality_lut
 
+from ingest.decode import decode_frame
 from ingest.errors import Reason, SeriesError
 from ingest.headers import quiet_pydicom, read_dataset
 from ingest.intensity import check_air, check_range
@@ -104,8 +105,8 @@ def decode_slice(
         return _decode_slice(data, shape, flags)
     except (SeriesError, MemoryError):
         raise
-    except Exception as exc:  # pydicom and its decoders raise an open family of errors on garbage
-        detail = f"a slice cannot be decoded ({type(exc).__name__})"
+    except Exception as exc:  # pydicom and the decoders raise an open family of errors on garbage
+        detail = f"a slice cannot be decoded ({type(exc.__cause__ or exc).__name__})"
         raise SeriesError(Reason.DECODE_FAILED, detail) from exc
 
 
@@ -113,7 +114,7 @@ def _decode_slice(
     data: bytes, shape: tuple[int, ...], flags: set[str]
 ) -> tuple[Float32[ndarray, "y x"], int]:
     dataset = read_dataset(io.BytesIO(data), header_only=False)
-    stored = dataset.pixel_array
+    stored = decode_frame(dataset, 0, flags)
     if stored.shape != shape:
         raise SeriesError(Reason.DECODE_FAILED, f"a slice decodes to shape {stored.shape}")
     hu = _rescale(dataset, stored, flags)

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pydicom import uid
-from pydicom.pixels import get_decoder
 
+from ingest.decode import can_decode
 from ingest.errors import Reason
 from ingest.geometry import plausible_spacing, unit_axes
 from ingest.headers import Header
@@ -74,11 +73,7 @@ def _pixel_verdict(header: Header) -> tuple[Reason, str] | None:
         return Reason.TRUNCATED_FILE, "ends before its pixel data"
     if header.pixel_bytes_missing is None or not image:
         return Reason.NOT_AN_IMAGE, "holds no image"
-    try:
-        decodable = get_decoder(uid.UID(header.transfer_syntax)).is_available
-    except NotImplementedError:
-        decodable = False
-    if not decodable:
+    if not can_decode(header.transfer_syntax):
         return Reason.UNSUPPORTED_TRANSFER_SYNTAX, "the pixel data's compression is not supported"
     if header.pixel_bytes_missing > 0:
         return Reason.TRUNCATED_FILE, f"its pixel data is {header.pixel_bytes_missing} bytes short"

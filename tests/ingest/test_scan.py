@@ -109,7 +109,7 @@ REAL_REASONS = {
     "oddities/fo-dicom/FreezePattern": {"secondary_capture": 1},
     "oddities/fo-dicom/GH178": {"secondary_capture": 1},
     "oddities/fo-dicom/GH184": {"not_ct": 1},
-    "oddities/misc/PrivateGE": {"unsupported_transfer_syntax": 1},
+    "oddities/misc/PrivateGE": {"too_few_slices": 1},
     "oddities/misc/j2k": {"localizer": 1},
     "oddities/misc/dicom-numpy_dupe": {"missing_slices": 11},
     "oddities/pydicom-data/eCT": {"multi_frame": 1},
