@@ -19,7 +19,10 @@ from ingest.commands import BuildShards, Command, DemoArchive, Inspect, Scan, Ve
 from ingest.errors import IngestError, UsageError
 from ingest.exits import FAILED, USAGE
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+)
 """What a disk does to a sound program."""
 RESUME_HINT = "the same command goes on from here"
 

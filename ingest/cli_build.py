@@ -51,6 +51,7 @@ def run_build(command: BuildShards) -> int:
     """``ingest build-shards``."""
     from ingest.config import BuildConfig, parse_spacing
     from ingest.ids import load_id_key
+    from ingest.lock import check_free
     from ingest.output import check_paths
     from ingest.pipeline import Job, build, plan_build
     from ingest.terminal import Terminal
@@ -79,6 +80,7 @@ def run_build(command: BuildShards) -> int:
         )
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
+    check_free(out)
     id_key = load_id_key(command.id_key)
     with Terminal() as terminal:
         plan = plan_build(raw, config, id_key, terminal)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ingest.errors import UsageError
-from ingest.work import STATE_FOLDER
+from ingest.lock import LOCK_FILE
+from ingest.work import STATE_FILE, STATE_FOLDER
+from shards.failpoints import failpoint
 from shards.files import write_atomic
 from shards.schema import MANIFEST, Manifest, canonical_json, load_manifest
-
-_STATE_FILE = "build.json"
 
 
 def check_sources(raw: Sequence[str]) -> None:
@@ -52,8 +52,23 @@ def check_paths(raw: Sequence[str], out: str) -> Path:
     return Path(out)
 
 
+def untouched_build(out: Path, build_sha256: str) -> Manifest | None:
+    """As `complete_build`, where nothing is left to clear away, so that no lock is needed.
+
+    A complete dataset may lie where nobody can write any more.
+
+    Raises:
+        UsageError: ``out`` holds something else.
+    """
+    if any((out / name).exists() for name in (STATE_FOLDER, LOCK_FILE)):
+        return None
+    return complete_build(out, build_sha256)
+
+
 def complete_build(out: Path, build_sha256: str) -> Manifest | None:
     """The manifest in ``out`` if this very build is complete there; None if it is not.
+
+    Hold the lock: what a run left that was stopped right after its manifest is cleared away.
 
     Raises:
         UsageError: ``out`` holds something else.
@@ -73,7 +88,7 @@ def start_build(out: Path, build_sha256: str, versions: dict[str, str]) -> None:
     Raises:
         UsageError: ``out`` cannot be written, or holds something else.
     """
-    state = out / STATE_FOLDER / _STATE_FILE
+    state = out / STATE_FOLDER / STATE_FILE
     identity = canonical_json({"build_sha256": build_sha256, "versions": versions})
     try:
         if state.exists():
@@ -83,21 +98,17 @@ def start_build(out: Path, build_sha256: str, versions: dict[str, str]) -> None:
                     "versions; delete it or give another OUT"
                 )
             return
-        if out.exists() and any(path.name != STATE_FOLDER for path in out.iterdir()):
+        ours = {STATE_FOLDER, LOCK_FILE}
+        if out.exists() and any(path.name not in ours for path in out.iterdir()):
             raise UsageError(f"{out}: not empty and no dataset of ours; give a new or empty folder")
         state.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(state, identity)
-    except OSError as exc:
+        failpoint("state_written")
+    except PermissionError as exc:
         raise UsageError(f"{out}: cannot write there ({exc.strerror}); give another OUT") from exc
 
 
 def end_build(out: Path) -> None:
     """Remove the state of a build that is now complete."""
     shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
-
-
-def drop_build(out: Path) -> None:
-    """Remove the state of a build that came to nothing, and ``out`` if that leaves it empty."""
-    end_build(out)
-    if not any(out.iterdir()):
-        out.rmdir()
+    failpoint("state_removed")

@@ -14,12 +14,14 @@ from ingest.config import BuildConfig, build_digest
 from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
 from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
-from ingest.output import complete_build, drop_build, end_build, start_build
+from ingest.lock import locked
+from ingest.output import complete_build, end_build, start_build, untouched_build
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.series import Series
 from ingest.work import GroupResult, GroupTask, Outcome, build_group, finished_result
 from ingest.workers import run_tasks
+from shards.failpoints import failpoint
 from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals
 from shards.writer import ShardResult, publish
 
@@ -71,6 +73,7 @@ def plan_build(raw: Sequence[str], config: BuildConfig, id_key: IdKey, listener:
     """
     options = ScanConfig(min_slices=config.min_slices, source=config.source)
     found = scan(raw, id_key, options, listener.files)
+    failpoint("scanned")
     if found.n_files == 0:
         raise IngestError(f"{', '.join(raw)}: no file found; is this the folder you meant?")
     taken = [s for s in found.series if s.reason == Reason.OK]
@@ -109,6 +112,15 @@ def build(plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Li
         FailureBudgetError: too large a share of the series is broken.
         IngestError: no series was accepted, or a worker died.
     """
+    if (done := untouched_build(job.out, plan.build_sha256)) is not None:
+        return done
+    with locked(job.out):
+        return _build(plan, config, id_key, job, listener)
+
+
+def _build(
+    plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Listener
+) -> Manifest:
     if (done := complete_build(job.out, plan.build_sha256)) is not None:
         return done
     budget = Budget(plan.found.series, job.max_failures)
@@ -118,8 +130,9 @@ def build(plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Li
     start_build(job.out, plan.build_sha256, versions)
     results = _build_groups(plan, config, job, budget, listener)
     if not any(result.shard for result in results):
-        drop_build(job.out)
+        end_build(job.out)
         raise nothing_accepted(plan.found)
+    failpoint("publishing")
     manifest = _publish(plan, config, id_key, job.out, results, versions)
     end_build(job.out)
     return manifest

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,12 @@ from jaxtyping import Int16, Int64
 from numpy import ndarray
 
 from ingest.config import BuildConfig
-from ingest.errors import Reason, SeriesError
+from ingest.errors import IngestError, Reason, SeriesError
 from ingest.groups import Group
+from ingest.lock import waiting_lock
 from ingest.series import Series
 from shards.digest import content_sha256
+from shards.failpoints import failpoint
 from shards.files import write_atomic
 from shards.schema import HU_MAX, HU_MIN, SampleMeta, dump_json, load_json
 from shards.writer import ShardResult, ShardWriter
@@ -30,6 +34,10 @@ PREVIEW_SIDE = 128
 """Pixels of a preview's plane."""
 STATE_FOLDER = ".build"
 """Inside OUT while a build is unfinished: what a second run needs to go on."""
+STATE_FILE = "build.json"
+"""In the state folder: which build this is."""
+GROUP_WAIT_S = 3600.0
+"""How long a group waits for another process that is at the same one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,45 @@ class GroupResult:
 
 
 def build_group(task: GroupTask) -> GroupResult:
+    """Build a group unless that is done already; no two processes ever write the same one.
+
+    A cluster may give a task twice, to a worker it believes lost and to another one, and the tasks
+    of a run that was killed may still be at work when the next one starts.
+
+    Raises:
+        IngestError: the build is over, or not in sight here, or another worker keeps the group.
+    """
+    check_build(Path(task.out), task.build_sha256)
+    lock = _result_path(Path(task.out), task.group.number).with_suffix(".lock")
+    try:
+        with waiting_lock(lock, GROUP_WAIT_S):
+            if (done := finished_result(task)) is not None:
+                return done
+            return _build_group(task)
+    except FileNotFoundError as exc:
+        if lock.parent.exists():
+            raise
+        raise IngestError(f"{task.out}: the build ended while a worker was at it") from exc
+
+
+def check_build(out: Path, build_sha256: str) -> None:
+    """Make sure that the build this task belongs to is still going on in ``out``.
+
+    Raises:
+        IngestError: it is not, or this machine does not see ``out``.
+    """
+    try:
+        state = json.loads((out / STATE_FOLDER / STATE_FILE).read_bytes())
+    except OSError as exc:
+        raise IngestError(
+            f"{out}: worker on {socket.gethostname()} sees no build there; OUT and RAW must be at "
+            "the same paths on every worker of the cluster"
+        ) from exc
+    if state["build_sha256"] != build_sha256:
+        raise IngestError(f"{out}: holds another build by now")
+
+
+def _build_group(task: GroupTask) -> GroupResult:
     """Read, prepare and write every series of a group; record the result for a later run.
 
     A series that is refused shortens the shard. Anything unexpected stops the run, with a note that
@@ -164,6 +211,7 @@ def preview(hu: Int16[ndarray, "z y x"], spacing_zyx_mm: Sequence[float]) -> str
 def save_result(out: Path, result: GroupResult) -> None:
     """Write a group's result whole or not at all."""
     write_atomic(_result_path(out, result.number), dump_json(result))
+    failpoint("result_saved")
 
 
 def finished_result(task: GroupTask) -> GroupResult | None:

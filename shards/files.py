@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.digest import sha256
+from shards.failpoints import failpoint
 from shards.schema import FileEntry
 
 
@@ -32,10 +33,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     is durable once the folder is synced.
     """
     partial = temporary(path)
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk is not left with the part that did fit
+        partial.unlink(missing_ok=True)
+        raise
+    failpoint("before_rename")
     partial.replace(path)
 
 

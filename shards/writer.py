@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from shards.codec import encode_volume
 from shards.digest import content_sha256
+from shards.failpoints import failpoint
 from shards.files import sync_folder, temporary, write_atomic
 from shards.profiles import get_profile
 from shards.schema import (
@@ -34,6 +35,7 @@ from shards.schema import (
     SERIES_SCHEMA,
     ZARR_SUFFIX,
     Contract,
+    FileEntry,
     Manifest,
     SampleMeta,
     ShardEntry,
@@ -106,6 +108,7 @@ class ShardWriter:
             chunk_row(meta.key, encoded.chunk_offsets, encoded.chunk_nbytes, encoded.air_mask)
         )
         self._keys.add(meta.key)
+        failpoint("sample_added")
 
     def close(self) -> ShardResult:
         """Finish the tar, write the sidecars, give all three their names.
@@ -119,11 +122,15 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        failpoint("tar_written")
         idx = write_atomic(self._folder / idx_name(self._name), dali_idx(self._tar.members))
+        failpoint("idx_written")
         refs_data = kerchunk_refs(self._name, self._tar.members)
         refs = write_atomic(self._folder / refs_name(self._name), refs_data)
+        failpoint("refs_written")
         self._partial.replace(self._folder / self._name)
         sync_folder(self._folder)
+        failpoint("tar_renamed")
         entry = ShardEntry(
             name=self._name,
             bytes=self._tar.nbytes,
@@ -206,13 +213,21 @@ def publish(
         id_key_fingerprint=id_key_fingerprint,
         levels=["ct"],
         shards=[result.entry for result in ordered],
-        files=[write_atomic(folder / name, data) for name, data in tables.items()],
+        files=[_write_table(folder / name, data) for name, data in tables.items()],
         totals=totals,
     )
     sync_folder(folder)
+    failpoint("before_manifest")
     write_atomic(folder / MANIFEST, dump_json(manifest))
     sync_folder(folder)
+    failpoint("after_manifest")
     return manifest
+
+
+def _write_table(path: Path, data: bytes) -> FileEntry:
+    entry = write_atomic(path, data)
+    failpoint("table_written")
+    return entry
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:

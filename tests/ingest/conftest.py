@@ -1,7 +1,12 @@
 """A writer of small CT series of any geometry, independent of the code under test."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,3 +117,36 @@ def only() -> Callable[..., Series]:
         return series
 
     return pick
+
+
+class Zygote:
+    """Runs `ingest` commands, each in a process of its own; see zygote.py."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("zygote.py")
+        environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __call__(self, *args: object, **order: Any) -> SimpleNamespace:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"args": [str(a) for a in args], **order}) + "\n")
+        self.process.stdin.flush()
+        return SimpleNamespace(**json.loads(self.process.stdout.readline()))
+
+
+@pytest.fixture(scope="session")
+def ingest_run() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    assert zygote.process.stdin is not None
+    assert zygote.process.stdout is not None
+    zygote.process.stdin.close()
+    zygote.process.wait(30)
+    zygote.process.stdout.close()
