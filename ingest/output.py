@@ -11,7 +11,8 @@ from ingest.lock import LOCK_FILE
 from ingest.work import STATE_FILE, STATE_FOLDER
 from shards.failpoints import failpoint
 from shards.files import write_atomic
-from shards.schema import MANIFEST, Manifest, canonical_json, load_manifest
+from shards.schema import MANIFEST, Manifest, canonical_json
+from shards.versions import load_manifest
 
 
 def check_sources(raw: Sequence[str]) -> None:

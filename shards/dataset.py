@@ -24,7 +24,6 @@ from shards.schema import (
     CHUNKS_SCHEMA,
     DATA_SUFFIX,
     INDEX,
-    INDEX_SCHEMA,
     MANIFEST,
     META_SUFFIX,
     ZARR_SUFFIX,
@@ -33,12 +32,12 @@ from shards.schema import (
     SampleMeta,
     idx_name,
     load_json,
-    load_manifest,
 )
 from shards.sidecars import parse_idx
 from shards.store import RangeFile, Store, get, get_range, open_store
-from shards.tables import check_schema, read_table
+from shards.tables import check_schema
 from shards.tar import Member
+from shards.versions import load_manifest, read_index
 
 Array = TypeVar("Array", bound="ndarray[Any, Any]")
 
@@ -97,7 +96,7 @@ class Dataset:
         url: where it was opened.
         store: the storage it is read from.
         manifest: what it says of itself.
-        index: ``index.parquet``, one row a sample.
+        index: ``index.parquet``, one row a sample, with the columns of the newest version.
     """
 
     def __init__(self, url: str, store: Store, manifest: Manifest, index: pa.Table) -> None:
@@ -120,7 +119,8 @@ class Dataset:
         store = open_store(url)
         manifest = read_manifest(store, url)
         where = f"{url}: {INDEX}"
-        index = read_table(_checked_index(store, manifest, where), INDEX_SCHEMA, where)
+        data = _checked_index(store, manifest, where)
+        index = read_index(data, manifest.format_version, where)
         return cls(str(url), store, manifest, index)
 
     def __len__(self) -> int:

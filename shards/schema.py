@@ -1,8 +1,8 @@
-"""The on-disk contract, format version 1. Read this first; ``docs/format.md`` says it in words.
+"""The on-disk contract. Read this first; ``docs/format.md`` says it in words.
 
 A dataset is a folder or a bucket prefix: a manifest, shards (USTAR tars of whole volumes), two
 sidecars a shard, three Parquet tables and a report. Every name, member suffix, number and column
-that a reader may rely on is defined here and nowhere else.
+that a reader may rely on is defined here; ``shards/versions.py`` says which version has what.
 
 Axis order is (z, y, x) everywhere. Arrays increase toward S, P, L (superior, posterior, left); an
 affine maps ``(z, y, x, 1)`` to RAS millimetres.
@@ -19,12 +19,10 @@ from typing import Any, TypeVar
 import cattrs
 import pyarrow as pa
 
-from shards.errors import CorruptShardError, FormatVersionError
+from shards.errors import CorruptShardError
 
 FORMAT = "coralbay-shards"
 """The manifest's ``format``."""
-FORMAT_VERSION = 1
-"""Raised by one for every change that an existing reader would misread."""
 
 HU_MIN, HU_MAX = -1024, 3071
 """Stored range, HU, both ends included (12 bits of a scanner with intercept -1024)."""
@@ -155,12 +153,15 @@ class Manifest:
     shards: list[ShardEntry]
     files: list[FileEntry]
     totals: Totals
+    tombstones: list[str] = field(default_factory=list)
+    """Since version 2: sorted keys that are withdrawn, though their bytes are still in a shard."""
 
     @property
     def generation_id(self) -> str:
-        """Digest of the shards' digests: names what a run was trained on."""
-        joined = "\n".join(f"{s.name} {s.sha256}" for s in self.shards)
-        return hashlib.sha256(joined.encode()).hexdigest()
+        """Digest of the shards' digests and the tombstones: names what a run was trained on."""
+        lines = [f"{s.name} {s.sha256}" for s in self.shards]
+        lines += [f"tombstone {key}" for key in self.tombstones]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,24 +297,3 @@ def load_json(data: bytes, record: type[T], where: str) -> T:
         return converter.structure(json.loads(data), record)
     except Exception as exc:  # cattrs raises an open family of errors: any means "not our schema"
         raise CorruptShardError(f"{where}: not a valid {record.__name__} ({exc!r})") from exc
-
-
-def load_manifest(data: bytes, where: str) -> Manifest:
-    """Parse a manifest, checking format and version before anything else.
-
-    Raises:
-        FormatVersionError: another format, or a version this reader does not know.
-        CorruptShardError: not JSON, or fields missing or unknown.
-    """
-    try:
-        head = json.loads(data)
-        found, version = head["format"], head["format_version"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise CorruptShardError(f"{where}: not a {FORMAT} manifest ({exc!r})") from exc
-    if found != FORMAT or version != FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{where}: format {found!r} version {version!r}, but this reader knows {FORMAT!r} "
-            f"version {FORMAT_VERSION}; use a matching coralbay, "
-            "or rebuild with `ingest build-shards`"
-        )
-    return load_json(data, Manifest, where)

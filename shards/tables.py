@@ -18,8 +18,11 @@ from shards.tar import Member
 Row = dict[str, Any]
 
 
-def index_row(meta: SampleMeta, shard: str, data: Member) -> Row:
-    """Row of ``index.parquet`` for a sample whose zshard is member ``data`` of ``shard``."""
+def index_row(meta: SampleMeta, shard: str, data: Member, *, labelled: bool = False) -> Row:
+    """Row of ``index.parquet`` for a sample whose zshard is member ``data`` of ``shard``.
+
+    It has the columns of the newest format version; a table of an older one leaves some out.
+    """
     copied = {name: getattr(meta, name) for name in INDEX_SCHEMA.names if hasattr(meta, name)}
     return copied | {
         "shard": shard,
@@ -28,6 +31,7 @@ def index_row(meta: SampleMeta, shard: str, data: Member) -> Row:
         "trainable": min(meta.shape_zyx) >= MIN_TRAINABLE_SIDE,
         "offset": data.offset,
         "nbytes": data.nbytes,
+        "labelled": labelled,
     }
 
 

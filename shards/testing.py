@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Float64, Int16
 from numpy import ndarray
 
+from shards.dataset import Dataset
 from shards.digest import content_sha256
 from shards.schema import (
+    CHUNKS,
     HU_MAX,
     HU_MIN,
     ORIENTATION,
+    REPORT,
+    SERIES,
     Contract,
     HuStats,
+    Manifest,
     MustMatch,
     Original,
     Recorded,
@@ -179,4 +187,46 @@ def _totals(results: list[ShardResult]) -> Totals:
         files_refused=0,
         series_accepted=len(rows),
         series_refused=0,
+    )
+
+
+def withdraw(folder: Path, keys: Sequence[str]) -> Manifest:
+    """Publish the toy dataset in ``folder`` anew as its next generation, with ``keys`` tombstoned.
+
+    A plain writer for tests of the format; ``ingest forget`` does it safely.
+    """
+    dataset = Dataset.open(folder)
+    before = dataset.manifest
+    chunks = pq.read_table(folder / CHUNKS).to_pylist()
+    results = []
+    for entry in before.shards:
+        live = [r for r in dataset.index.to_pylist() if r["shard"] == entry.name]
+        live = [row for row in live if row["key"] not in keys]
+        kept = {row["key"] for row in live}
+        rows = [row for row in chunks if row["key"] in kept]
+        results.append(ShardResult(entry=entry, index_rows=live, chunk_rows=rows))
+    series = pq.read_table(folder / SERIES).to_pylist()
+    for row in series:
+        if row["key"] in keys:
+            row |= {"verdict": "refused", "reason": "withdrawn", "key": None}
+    refused = sum(row["verdict"] == "refused" for row in series)
+    used = len(series) - refused
+    return publish(
+        folder,
+        results,
+        series_rows=series,
+        report_html=(folder / REPORT).read_bytes(),
+        contract=before.contract,
+        build_sha256=before.build_sha256,
+        id_key_fingerprint=before.id_key_fingerprint,
+        totals=replace(
+            _totals(results),
+            files_in=len(series),
+            files_used=used,
+            files_refused=refused,
+            series_accepted=used,
+            series_refused=refused,
+        ),
+        generation=before.generation + 1,
+        tombstones=[*before.tombstones, *keys],
     )

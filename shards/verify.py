@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,19 +18,20 @@ from shards.schema import (
     CHUNKS,
     CHUNKS_SCHEMA,
     INDEX,
-    INDEX_SCHEMA,
     MANIFEST,
     SERIES,
     SERIES_SCHEMA,
     FileEntry,
     Manifest,
-    ShardEntry,
 )
 from shards.store import Store, get, names, open_store
 from shards.tables import Row, check_schema, read_table
 from shards.verify_shard import ShardRows, verify_shard
+from shards.versions import read_index
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,11 @@ class _Check:
             self.problems.append(f"{entry.name}: size or SHA-256 is not that in {MANIFEST}")
         return data
 
-    def table(self, name: str, schema: pa.Schema) -> pa.Table | None:
+    def parsed(self, name: str, parse: Callable[[bytes], T]) -> T | None:
         """One of the Parquet tables, if it can be read."""
         try:
             data = self.file(file_entry(self.manifest, name))
-            return None if data is None else read_table(data, schema, name)
+            return None if data is None else parse(data)
         except ShardError as exc:
             self.problems.append(str(exc))
             return None
@@ -100,17 +102,25 @@ def verify(url: str | Path, progress: Callable[[str], None] | None = None) -> Ve
     check.problems += _stray_files(check)
     _check_report(check)
     rows = _shard_rows(check)
+    withdrawn = set(check.manifest.tombstones)
     samples, nbytes = 0, 0
     for entry, shard_rows in zip(check.manifest.shards, rows, strict=True):
         result = verify_shard(
-            store, entry, shard_rows, idx=check.file(entry.idx), refs=check.file(entry.refs)
+            store,
+            entry,
+            shard_rows,
+            idx=check.file(entry.idx),
+            refs=check.file(entry.refs),
+            withdrawn=frozenset(check.manifest.tombstones),
         )
         check.problems += [f"{entry.name}: {problem}" for problem in result.problems]
         samples += result.samples
         nbytes += result.nbytes
+        withdrawn -= result.withdrawn
         logger.debug("verified %s", entry.name)
         if progress is not None:
             progress(entry.name)
+    check.problems += [f"{MANIFEST}: tombstone {key} is in no shard" for key in sorted(withdrawn)]
     return VerifyReport(
         problems=check.problems, shards=len(check.manifest.shards), samples=samples, bytes=nbytes
     )
@@ -123,7 +133,11 @@ def _manifest_problems(manifest: Manifest) -> list[str]:
     stated = {
         "contract_sha256": (manifest.contract_sha256, manifest.contract.sha256),
         "order of shards": (shard_names, sorted(set(shard_names))),
-        "totals.samples": (totals.samples, sum(shard.samples for shard in manifest.shards)),
+        "order of tombstones": (manifest.tombstones, sorted(set(manifest.tombstones))),
+        "totals.samples": (
+            totals.samples + len(manifest.tombstones),
+            sum(shard.samples for shard in manifest.shards),
+        ),
         "totals.shard_bytes": (totals.shard_bytes, sum(shard.bytes for shard in manifest.shards)),
         "totals.files_in": (totals.files_in, totals.files_used + totals.files_refused),
     }
@@ -156,54 +170,53 @@ def _check_report(check: _Check) -> None:
 
 def _shard_rows(check: _Check) -> list[ShardRows | None]:
     """Rows of the index and the chunk table by shard; None where a table cannot be read."""
-    index = check.table(INDEX, INDEX_SCHEMA)
-    groups = _chunk_groups(check)
-    series = check.table(SERIES, SERIES_SCHEMA)
+    manifest = check.manifest
+    index = check.parsed(INDEX, lambda data: read_index(data, manifest.format_version, INDEX))
+    groups = check.parsed(CHUNKS, lambda data: _read_groups(data, len(manifest.shards)))
+    series = check.parsed(SERIES, lambda data: read_table(data, SERIES_SCHEMA, SERIES))
     if index is not None:
-        check.problems += _index_problems(check.manifest, index)
+        check.problems += _index_problems(manifest, index)
         if series is not None:
-            check.problems += _series_problems(check.manifest, index, series)
+            check.problems += _series_problems(manifest, index, series)
     if index is None or groups is None:
-        return [None] * len(check.manifest.shards)
-    by_shard: dict[str, list[Row]] = {shard.name: [] for shard in check.manifest.shards}
+        return [None] * len(manifest.shards)
+    by_shard: dict[str, list[Row]] = {shard.name: [] for shard in manifest.shards}
     for row in index.to_pylist():
         by_shard.get(row["shard"], []).append(row)
+    if [len(group) for group in groups] != [len(rows) for rows in by_shard.values()]:
+        check.problems.append(f"{CHUNKS}: its row groups are not one a shard")
+        return [None] * len(manifest.shards)
     return [
-        ShardRows(index=by_shard[shard.name], chunks=chunks)
-        for shard, chunks in zip(check.manifest.shards, groups, strict=True)
+        ShardRows(index=rows, chunks=chunks)
+        for rows, chunks in zip(by_shard.values(), groups, strict=True)
     ]
 
 
-def _chunk_groups(check: _Check) -> list[list[Row]] | None:
-    """Rows of the chunk table by shard, if it can be read."""
-    try:
-        data = check.file(file_entry(check.manifest, CHUNKS))
-        return None if data is None else _read_groups(data, check.manifest.shards)
-    except ShardError as exc:
-        check.problems.append(str(exc))
-        return None
-
-
-def _read_groups(data: bytes, shards: Sequence[ShardEntry]) -> list[list[Row]]:
+def _read_groups(data: bytes, shards: int) -> list[list[Row]]:
+    """Rows of the chunk table by shard."""
     try:
         parquet = pq.ParquetFile(pa.BufferReader(data))
         check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
         groups = [parquet.read_row_group(n).to_pylist() for n in range(parquet.num_row_groups)]
     except (pa.ArrowException, OSError) as exc:
         raise CorruptShardError(f"{CHUNKS}: not a readable Parquet file ({exc})") from exc
-    if [len(group) for group in groups] != [shard.samples for shard in shards]:
+    if len(groups) != shards:
         raise CorruptShardError(f"{CHUNKS}: its row groups are not one a shard")
     return groups
 
 
 def _index_problems(manifest: Manifest, index: pa.Table) -> list[str]:
-    shards = [shard.name for shard in manifest.shards for _ in range(shard.samples)]
+    order = [shard.name for shard in manifest.shards]
+    shards = index["shard"].to_pylist()
+    sorted_shards = sorted(shards) == shards and set(shards) <= set(order)
+    samples = sum(shard.samples for shard in manifest.shards) - len(manifest.tombstones)
     keys = index["key"].to_pylist()
     trainable = sum(index["trainable"].to_pylist())
     voxels = sum(z * y * x for z, y, x in index["shape_zyx"].to_pylist())
     stated = {
-        "its rows are not those of the shards, in their order": index["shard"].to_pylist()
-        == shards,
+        "its rows are not those of the shards, in their order": sorted_shards
+        and len(keys) == samples,
+        f"a tombstone of {MANIFEST} has a row": not set(keys) & set(manifest.tombstones),
         "a key occurs twice": len(set(keys)) == len(keys),
         f"totals.trainable of {MANIFEST} differs": trainable == manifest.totals.trainable,
         f"totals.voxels of {MANIFEST} differs": voxels == manifest.totals.voxels,

@@ -64,6 +64,8 @@ class ShardVerdict:
 
     problems: list[str] = field(default_factory=list)
     samples: int = 0
+    withdrawn: set[str] = field(default_factory=set)
+    """Tombstoned keys that were met."""
     nbytes: int = 0
 
 
@@ -109,7 +111,12 @@ class HashedStream:
 
 
 def verify_shard(
-    store: Store, entry: ShardEntry, rows: ShardRows | None, idx: bytes | None, refs: bytes | None
+    store: Store,
+    entry: ShardEntry,
+    rows: ShardRows | None,
+    idx: bytes | None,
+    refs: bytes | None,
+    withdrawn: frozenset[str] = frozenset(),
 ) -> ShardVerdict:
     """Check a shard in one pass over its bytes.
 
@@ -119,24 +126,30 @@ def verify_shard(
         rows: what the tables say of it; None when they cannot be read.
         idx: its DALI index; None when it cannot be read.
         refs: its kerchunk references; None when they cannot be read.
+        withdrawn: tombstoned keys: checked like others, but without rows and not counted.
     """
     verdict = ShardVerdict()
     members: list[Member] = []
     keys: list[str] = []
     source = HashedStream(stream(store, entry.name))
     try:
-        for sample, own in zip(_samples(source, members), _by_sample(rows), strict=False):
-            keys.append(sample.key)
-            found = list(_sample_problems(sample, entry.name, own))
+        own_rows = _by_sample(rows)
+        for sample in _samples(source, members):
+            live = sample.key not in withdrawn
+            if live:
+                keys.append(sample.key)
+            else:
+                verdict.withdrawn.add(sample.key)
+            found = list(_sample_problems(sample, entry.name, next(own_rows) if live else None))
             verdict.problems += [f"{sample.key}: {problem}" for problem in found]
-            verdict.samples += not found
+            verdict.samples += live and not found
     except FileNotFoundError:
         verdict.problems.append("missing")
         return verdict
     except ShardError as exc:
         verdict.problems.append(str(exc))
     else:
-        verdict.problems += _shard_problems(entry, rows, keys)
+        verdict.problems += _shard_problems(entry, rows, keys, len(verdict.withdrawn))
         if idx is not None and idx != dali_idx(members):
             verdict.problems.append(f"{entry.idx.name} does not describe this tar")
         if refs is not None and refs != kerchunk_refs(entry.name, members):
@@ -181,9 +194,11 @@ def _by_sample(rows: ShardRows | None) -> Iterator[RowPair | None]:
     yield from itertools.repeat(None)
 
 
-def _shard_problems(entry: ShardEntry, rows: ShardRows | None, keys: list[str]) -> Iterator[str]:
-    if len(keys) != entry.samples:
-        yield f"{len(keys)} samples, but {MANIFEST} says {entry.samples}"
+def _shard_problems(
+    entry: ShardEntry, rows: ShardRows | None, keys: list[str], withdrawn: int
+) -> Iterator[str]:
+    if len(keys) + withdrawn != entry.samples:
+        yield f"{len(keys) + withdrawn} samples, but {MANIFEST} says {entry.samples}"
     if rows is not None:
         if [row["key"] for row in rows.index] != keys:
             yield "its samples are not those of the index, in their order"

@@ -22,11 +22,9 @@ from shards.schema import (
     CHUNKS_SCHEMA,
     DATA_SUFFIX,
     FORMAT,
-    FORMAT_VERSION,
     HU_MAX,
     HU_MIN,
     INDEX,
-    INDEX_SCHEMA,
     KEY_PATTERN,
     MANIFEST,
     META_SUFFIX,
@@ -48,6 +46,7 @@ from shards.schema import (
 from shards.sidecars import dali_idx, kerchunk_refs
 from shards.tables import Row, chunk_row, index_row, parquet_bytes
 from shards.tar import TarWriter
+from shards.versions import index_schema, lowest_version, manifest_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +174,9 @@ def publish(
     build_sha256: str,
     id_key_fingerprint: str,
     totals: Totals,
+    *,
+    generation: int = 1,
+    tombstones: Sequence[str] = (),
 ) -> Manifest:
     """Turn finished shards into a dataset: tables and report, then the manifest.
 
@@ -189,24 +191,29 @@ def publish(
         build_sha256: digest of inputs, id key and configuration.
         id_key_fingerprint: names the id key without giving it away.
         totals: sums for the manifest.
+        generation: 1 for a first build, one more with every later change.
+        tombstones: withdrawn keys whose bytes are still in a shard; in no table any more.
 
     Raises:
-        ValueError: a key or a shard occurs twice.
+        ValueError: a key or a shard occurs twice, or a withdrawn key is in the index.
     """
     ordered = sorted(results, key=lambda result: result.entry.name)
     index_rows = [row for result in ordered for row in result.index_rows]
     _check_unique([result.entry.name for result in ordered], "shard")
-    _check_unique([row["key"] for row in index_rows], "key")
+    _check_unique([*(row["key"] for row in index_rows), *tombstones], "key")
+    version = lowest_version(
+        tombstones=tombstones, labelled=any(row["labelled"] for row in index_rows)
+    )
     tables = {
-        INDEX: parquet_bytes([index_rows], INDEX_SCHEMA),
+        INDEX: parquet_bytes([index_rows], index_schema(version)),
         CHUNKS: parquet_bytes((result.chunk_rows for result in ordered), CHUNKS_SCHEMA),
         SERIES: parquet_bytes([series_rows], SERIES_SCHEMA),
         REPORT: report_html,
     }
     manifest = Manifest(
         format=FORMAT,
-        format_version=FORMAT_VERSION,
-        generation=1,
+        format_version=version,
+        generation=generation,
         contract=contract,
         contract_sha256=contract.sha256,
         build_sha256=build_sha256,
@@ -215,10 +222,11 @@ def publish(
         shards=[result.entry for result in ordered],
         files=[_write_table(folder / name, data) for name, data in tables.items()],
         totals=totals,
+        tombstones=sorted(tombstones),
     )
     sync_folder(folder)
     failpoint("before_manifest")
-    write_atomic(folder / MANIFEST, dump_json(manifest))
+    write_atomic(folder / MANIFEST, manifest_bytes(manifest))
     sync_folder(folder)
     failpoint("after_manifest")
     return manifest

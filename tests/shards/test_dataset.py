@@ -140,7 +140,7 @@ def test_a_manifest_with_a_field_too_many_or_too_few(folder):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"format_version": "1-draft"}, {"format": "zarr"}]
+    "change", [{"format_version": 3}, {"format_version": "1-draft"}, {"format": "zarr"}]
 )
 def test_another_version(folder, change):
     path = folder / "manifest.json"
@@ -150,7 +150,7 @@ def test_another_version(folder, change):
         Dataset.open(folder)
     message = one_line(excinfo)
     assert message.startswith(f"{folder}: manifest.json: format ")
-    assert "this reader knows 'coralbay-shards' version 1; use a matching coralbay" in message
+    assert "this reader knows 'coralbay-shards' versions 1 and 2; use a matching" in message
 
 
 def test_an_index_that_is_not_the_manifests(folder):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from shards import schema
+from shards import schema, versions
 from shards.codec import zarr_metadata
 from shards.profiles import PROFILES
 from shards.testing import toy_volume, write_dataset
@@ -80,7 +80,7 @@ def test_a_reader_from_the_page_alone(tmp_path, profile):
     assert (manifest["format"], manifest["format_version"]) == ("coralbay-shards", 1)
     lines = [f"{shard['name']} {shard['sha256']}" for shard in manifest["shards"]]
     generation = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    parsed = schema.load_manifest((tmp_path / "manifest.json").read_bytes(), "")
+    parsed = versions.load_manifest((tmp_path / "manifest.json").read_bytes(), "")
     assert parsed.generation_id == generation
     for row in pq.read_table(tmp_path / "index.parquet").to_pylist():
         shard = (tmp_path / row["shard"]).read_bytes()
@@ -129,7 +129,10 @@ def names_of(record):
 
 
 def test_every_field_is_on_the_page():
-    assert sorted(described("## `manifest.json`", "## A shard")) == names_of(schema.Manifest)
+    since_1 = described("## `manifest.json`", "## A shard")
+    since_2 = described("## Version 2", "**Its `generation")
+    assert since_2 == [*versions.MANIFEST_SINCE_2, versions.LABELLED.name]
+    assert sorted([*since_1, *versions.MANIFEST_SINCE_2]) == names_of(schema.Manifest)
     assert sorted(described("### `KEY.json`", "**`content_sha256`**")) == names_of(
         schema.SampleMeta
     )

@@ -329,7 +329,7 @@ def test_what_is_no_dataset_of_ours_is_an_error(folder, tmp_path):
     with pytest.raises(NotADatasetError):
         verify(tmp_path)
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version":1', '"format_version":2'))
+    path.write_text(path.read_text().replace('"format_version":1', '"format_version":3'))
     with pytest.raises(FormatVersionError):
         verify(folder)
     path.write_text("{")

@@ -210,11 +210,11 @@ def edited_dataset(tmp_path: Path, **changes: object) -> Path:
 def test_shards_of_another_format_version(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = edited_dataset(tmp_path, format_version=2)
+    data = edited_dataset(tmp_path, format_version=3)
     assert pretrain(data, tmp_path / "run") == 1
     message = complaint(capsys)
     assert str(data) in message
-    assert "version 2" in message
+    assert "version 3" in message
     assert not (tmp_path / "run").exists()
 
 
