@@ -6,7 +6,6 @@ rules refuse only what names itself no volume; geometry does the rest.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,8 @@ from ingest.errors import Reason
 from ingest.geometry import plausible_spacing, unit_axes
 from ingest.headers import Header
 from ingest.ids import IdKey
+from ingest.kernels import kernel_of
+from ingest.private import KVP_RANGE, SLICE_MM_RANGE, bounded, modality_of
 from ingest.regrid import plan_regridding
 from ingest.series import Series
 from ingest.stack import Stack, measure_stack
@@ -32,8 +33,6 @@ _MULTI_FRAME = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
 """Enhanced CT and Legacy Converted Enhanced CT: geometry is per frame, even with one frame."""
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_CODE = re.compile(r"[A-Z0-9 _]{1,16}")
-_KERNEL = re.compile(r"[A-Za-z0-9 ._+/-]{1,32}")
 _NO_CONTRAST = {"NONE", "NO", "N", "WITHOUT", "NO CONTRAST"}
 
 
@@ -196,7 +195,7 @@ def _row(piece: _Piece, members: Sequence[Header], id_key: IdKey) -> Series:
         reason=piece.reason,
         detail=piece.detail,
         n_files=len(members),
-        modality=first.modality if _CODE.fullmatch(first.modality) else "",
+        modality=modality_of(first.modality),
     )
 
 
@@ -212,21 +211,22 @@ def _volume(
     slices = stack.slice_of.tolist()
     order = sorted(range(len(members)), key=lambda i: (slices[i], file_id(members[i])))
     orientation = " ".join(f"{value:.4f}" for value in first.orientation)
-    kernels = {header.kernel for header in members if _KERNEL.fullmatch(header.kernel)}
-    thickness = first.slice_thickness
+    kernel, kernel_flags = kernel_of(header.kernel for header in members)
+    grid = _grid_of(stack, pixel_spacing, (first.rows, first.columns))
+    thickness = bounded(first.slice_thickness, SLICE_MM_RANGE)
     return replace(
         row,
-        **_grid_of(stack, pixel_spacing, (first.rows, first.columns)),
+        **grid | {"flags": tuple(sorted({*grid.get("flags", ()), *kernel_flags}))},
         key=id_key.id("volume", row.series_id, *piece.plane, orientation),
         refs=tuple(members[i].ref for i in order),
         slice_of_ref=tuple(slices[i] for i in order),
         reason=reason,
         detail=detail,
         n_slices=stack.n_slices,
-        kernel=kernels.pop() if len(kernels) == 1 else "",
+        kernel=kernel,
         contrast=_contrast(first.contrast_agent),
-        kvp=first.kvp,
-        slice_mm=thickness if thickness is not None and thickness > 0 else stack.spacing_mm,
+        kvp=bounded(first.kvp, KVP_RANGE),
+        slice_mm=thickness or stack.spacing_mm,
     )
 
 

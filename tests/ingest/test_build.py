@@ -457,7 +457,8 @@ def test_real_archive_in_one_run(ct_data, tmp_path):
     taken = [row for row in table if row["verdict"] == "accepted"]
     by_slices = {row["n_slices"]: row for row in taken if row["geometry"] == "uniform"}
     regridded = {row["geometry"]: row["flags"] for row in taken if row["geometry"] != "uniform"}
-    assert regridded == {"tilted": ["tilted"], "tilted_variable": ["tilted_variable"]}
+    assert regridded.keys() == {"tilted", "tilted_variable"}
+    assert all(geometry in flags for geometry, flags in regridded.items())
     # From slice positions: 133 slices 2.5 mm apart, and so on; thickness would say 5 for ACRIN.
     for slices, mm in ((133, 2.5), (28, 5.0), (49, 4.0), (20, 2.0)):
         assert by_slices[slices]["spacing_zyx_mm"][0] == pytest.approx(mm, abs=1e-3)
