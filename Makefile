@@ -12,13 +12,14 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke golden clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest golden clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo             phantom archive -> shards -> a few DINO steps (RAW=/archive: your own)"
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
+	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
 	@echo "make golden           write the golden shard again (only with a new format version)"
 	@echo "make clean            remove the environment and runs/demo"
@@ -49,6 +50,9 @@ test: lint
 
 gpu-smoke: $(READY)
 	$(BIN)/python -m benchmarks.gpu_smoke --out benchmarks/results/gpu-smoke.json
+
+bench-ingest: $(READY)
+	$(BIN)/python -m benchmarks.ingest --out benchmarks/results/ingest.json
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1

@@ -28,7 +28,7 @@ from shards.writer import ShardResult, publish
 PROBATION_SERIES = 20
 """With fewer series than this the share of broken ones says little: no budget is applied."""
 BYTE_SHAPING_PACKAGES = (
-    "coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy", "torch",
+    "coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy",
     "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "SimpleITK",
 )  # fmt: skip
 """Recorded with their versions: other versions may give other bytes."""

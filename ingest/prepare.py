@@ -18,6 +18,7 @@ from ingest.geometry import (
     spl_axes,
 )
 from ingest.intensity import check_hu, fill_low, hu_stats, to_stored
+from ingest.resample import resample_axes, resample_oblique
 from ingest.volume import Volume
 from shards.schema import HuStats, Original
 
@@ -126,9 +127,6 @@ def _resample(
     oblique = is_oblique(affine)
     if config.spacing_zyx_mm is None and not oblique:
         return hu, _on_axes(affine, spacing)
-    # Here, not above: `ingest scan` and `--help` never need torch.
-    from ingest.resample import resample_axes, resample_oblique
-
     target = config.spacing_zyx_mm or spacing
     antialias = config.resample == "antialias"
     if oblique:

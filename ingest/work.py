@@ -161,7 +161,7 @@ def make_sample(series: Series, config: BuildConfig) -> tuple[SampleMeta, Int16[
     Raises:
         SeriesError: its pixels are not what the headers promised, or are no HU.
     """
-    # Here, because they bring in torch and pydicom, which `--help` must not.
+    # Here, because they bring in scipy and pydicom, which `--help` must not.
     from ingest.prepare import PrepareConfig, prepare
     from ingest.reader import read_series
 

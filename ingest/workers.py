@@ -62,7 +62,7 @@ def _join_cluster(address: str) -> Iterator[Client]:
         ) from exc
     with client:
         if any(threads != 1 for threads in client.nthreads().values()):
-            # torch's thread count is one setting a process, and results must not depend on timing.
+            # pydicom's settings are one a process, and results must not depend on timing.
             raise UsageError(
                 f"--dask-scheduler {address}: its workers run several tasks in one process; "
                 "start them with `dask worker --nthreads 1`"
