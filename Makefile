@@ -8,11 +8,12 @@ DEMO ?= runs/demo
 RAW ?=
 STEPS ?= 12
 PYTEST_ARGS ?=
+CT_DATA ?= ../shared/data/ct
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest golden clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
 	@echo "make golden           write the golden shard again (only with a new format version)"
+	@echo "make golden-table     the verdict on every real file again (CT_DATA=/folder); look at the diff"
 	@echo "make clean            remove the environment and runs/demo"
 
 $(READY): pyproject.toml constraints.txt
@@ -56,6 +58,9 @@ bench-ingest: $(READY)
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1
+
+golden-table: $(READY)
+	$(BIN)/python -m tests.ingest.make_golden_table $(CT_DATA)
 
 clean:
 	rm -rf $(VENV) $(DEMO)
