@@ -31,6 +31,7 @@ _TAGS = [
 ]  # fmt: skip
 _PREAMBLE_BYTES = 132
 _PIXEL_TAGS = (Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData"))
+_PIXEL_VRS = (b"OW", b"OB", b"UN", b"OF", b"OD")
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
@@ -185,13 +186,14 @@ def _missing_pixel_bytes(
     """How much pixel data is cut off; 0 where only decoding can tell; None without pixel data."""
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         return 0  # inflated to its end without an error, and the stream's position says nothing
-    implicit, little = dataset.original_encoding
+    little = dataset.original_encoding[1]
     start = stream.tell()
     head = stream.read(12)
     order = "<" if little else ">"
     if len(head) < 8 or Tag(struct.unpack(f"{order}HH", head[:4])) not in _PIXEL_TAGS:
         return None
-    header_bytes = 8 if implicit else 12
+    # The file's own bytes, not its transfer syntax, say whether there is a VR.
+    header_bytes = 12 if head[4:6] in _PIXEL_VRS else 8
     if len(head) < header_bytes:
         return 1
     length = struct.unpack(f"{order}L", head[header_bytes - 4 : header_bytes])[0]
