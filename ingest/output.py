@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ingest.errors import UsageError
-from ingest.lock import LOCK_FILE
+from ingest.errors import IngestError, UsageError
+from ingest.lock import LOCK_FILE, waiting_lock
 from ingest.work import STATE_FILE, STATE_FOLDER
 from shards.failpoints import failpoint
 from shards.files import write_atomic
@@ -107,6 +108,18 @@ def start_build(out: Path, build_sha256: str, versions: dict[str, str]) -> None:
         failpoint("state_written")
     except PermissionError as exc:
         raise UsageError(f"{out}: cannot write there ({exc.strerror}); give another OUT") from exc
+
+
+def clear_partials(out: Path) -> None:
+    """Remove half-written files of shards on which nobody is at work any more.
+
+    Ending a run ends its local workers wherever they are. On a cluster they go on to the end of
+    their shard, and keep its lock until then.
+    """
+    for path in out.glob(".shard-*.tmp"):
+        group = out / STATE_FOLDER / f"group-{path.name[len('.shard-') :].split('.')[0]}.lock"
+        with suppress(OSError, IngestError), waiting_lock(group, 0):
+            path.unlink()
 
 
 def end_build(out: Path) -> None:

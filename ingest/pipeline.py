@@ -5,21 +5,34 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ingest.cluster import worker_complaint
 from ingest.config import BuildConfig, build_digest
 from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
 from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
 from ingest.lock import locked
-from ingest.output import complete_build, end_build, start_build, untouched_build
+from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.series import Series
-from ingest.work import GroupResult, GroupTask, Outcome, build_group, finished_result
+from ingest.work import (
+    STATE_FILE,
+    STATE_FOLDER,
+    GroupResult,
+    GroupTask,
+    Outcome,
+    build_group,
+    finished_result,
+)
 from ingest.workers import run_tasks
 from shards.failpoints import failpoint
 from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals
@@ -32,6 +45,8 @@ BYTE_SHAPING_PACKAGES = (
     "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "SimpleITK",
 )  # fmt: skip
 """Recorded with their versions: other versions may give other bytes."""
+MAX_ROOTS = 1000
+"""Source folders that each worker of a cluster is asked to look for."""
 
 
 @runtime_checkable
@@ -94,6 +109,8 @@ class Job:
     workers: int = 1
     dask_scheduler: str | None = None
     """Address of a running scheduler, whose workers see sources and ``out`` at the same paths."""
+    built: Callable[[GroupResult], None] | None = None
+    """Told of every group that this run built."""
     max_failures: float = 0.1
     """Share of broken series (unreadable, truncated, undecodable) above which a run fails."""
 
@@ -126,9 +143,13 @@ def _build(
     budget = Budget(plan.found.series, job.max_failures)
     if not plan.groups:
         raise nothing_accepted(plan.found)
-    versions = {name: importlib.metadata.version(name) for name in BYTE_SHAPING_PACKAGES}
+    versions = package_versions()
     start_build(job.out, plan.build_sha256, versions)
-    results = _build_groups(plan, config, job, budget, listener)
+    try:
+        results = _build_groups(plan, config, job, budget, listener)
+    except BaseException:
+        clear_partials(job.out)
+        raise
     if not any(result.shard for result in results):
         end_build(job.out)
         raise nothing_accepted(plan.found)
@@ -191,15 +212,50 @@ def _build_groups(
     waiting = [task for task in tasks if task.group.number not in kept]
     by_key = {series.key: series for group in plan.groups for series in group.series}
     results: list[GroupResult] = []
-    built = run_tasks(build_group, waiting, job.workers, job.dask_scheduler) if waiting else ()
-    for result in itertools.chain(kept.values(), built):
-        results.append(result)
-        listener.group_done(len(results), len(tasks))
-        for key, outcome in result.outcomes.items():
-            if outcome.reason != Reason.OK:
-                listener.refused(by_key[key], outcome)
-                budget.count(outcome.reason)
+    # Closed before the lock is freed, whatever happens: no worker of ours writes after that.
+    with closing(_run(waiting, plan, job)) as built:
+        for result in itertools.chain(kept.values(), built):
+            results.append(result)
+            listener.group_done(len(results), len(tasks))
+            if job.built is not None and result.number not in kept:
+                job.built(result)
+            for key, outcome in result.outcomes.items():
+                if outcome.reason != Reason.OK:
+                    listener.refused(by_key[key], outcome)
+                    budget.count(outcome.reason)
     return sorted(results, key=lambda r: r.number)
+
+
+def _run(tasks: Sequence[GroupTask], plan: Plan, job: Job) -> Generator[GroupResult, None, None]:
+    """Build groups where the job says."""
+    complaint = None
+    if job.dask_scheduler is not None:
+        out = str(job.out.resolve())
+        complaint = partial(
+            worker_complaint,
+            package_versions(),
+            sys.version_info[:2],
+            out,
+            f"{STATE_FOLDER}/{STATE_FILE}",
+            source_roots(plan.found.series),
+        )
+    return run_tasks(build_group, tasks, job.workers, job.dask_scheduler, complaint)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape bytes."""
+    return {name: importlib.metadata.version(name) for name in BYTE_SHAPING_PACKAGES}
+
+
+def source_roots(series: Sequence[Series]) -> list[str]:
+    """Folders that hold all files of the series that are read again, the fewest there are."""
+    folders = {os.path.dirname(ref.path) for s in series if s.reason == Reason.OK for ref in s.refs}
+    local = sorted(folder for folder in folders if "://" not in folder)
+    roots: list[str] = []
+    for folder in local:
+        if not roots or not Path(folder).is_relative_to(roots[-1]):
+            roots.append(folder)
+    return roots[:MAX_ROOTS]
 
 
 def _publish(

@@ -4,70 +4,64 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ingest.errors import IngestError, UsageError
+from ingest.errors import IngestError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 WAITING_TASKS = 2
 """Tasks handed out per worker, one at work and one in wait: a large archive is not all queued."""
-CONNECT_S = 10
-"""How long a scheduler may take to answer."""
+LOOK_S = 2.0
+"""How often a run that waits for a result looks whether anyone is still at work on it."""
+GONE_S = 60.0
+"""A cluster without any worker for this long is given up: batch systems may restart them."""
 
 
 def run_tasks(
-    task: Callable[[T], R], items: Sequence[T], workers: int, scheduler: str | None = None
-) -> Iterator[R]:
+    task: Callable[[T], R],
+    items: Sequence[T],
+    workers: int,
+    scheduler: str | None = None,
+    complaint: Callable[[], str] | None = None,
+) -> Generator[R, None, None]:
     """Apply ``task`` to every item; results come as they are ready.
+
+    Close the iterator (``contextlib.closing``) where it may not be used up: local workers end, and
+    what waits on a cluster is cancelled.
 
     Args:
         task: a function that worker processes can import.
         items: what to apply it to.
         workers: local processes to start; with one of them, or one item, the work is done here.
         scheduler: address of a running Dask scheduler, whose workers are used instead.
+        complaint: run on each worker of that cluster first; says why it cannot do the work, or "".
 
     Raises:
-        UsageError: no scheduler answers at that address, or its workers have several threads.
-        IngestError: a worker process died, most likely for want of memory.
+        UsageError: no scheduler answers at that address, or its workers cannot do the work.
+        IngestError: workers died, most likely for want of memory, or the scheduler did.
     """
     workers = min(workers, len(items))
+    if not items:
+        return
     if scheduler is not None:
-        with _join_cluster(scheduler) as client:
+        from ingest.cluster import join_cluster
+
+        with join_cluster(scheduler, complaint) as client:
             yield from _spread(client, task, items)
     elif workers <= 1:
         yield from map(task, items)
     else:
         with _local_cluster(workers) as client:
             yield from _spread(client, task, items)
-
-
-@contextmanager
-def _join_cluster(address: str) -> Iterator[Client]:
-    """A client of a cluster that someone else runs."""
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=CONNECT_S)
-    except (OSError, ValueError) as exc:
-        raise UsageError(
-            f"--dask-scheduler {address}: no scheduler answers there; "
-            "start one with `dask scheduler`, or leave the flag out"
-        ) from exc
-    with client:
-        if any(threads != 1 for threads in client.nthreads().values()):
-            # pydicom's settings are one a process, and results must not depend on timing.
-            raise UsageError(
-                f"--dask-scheduler {address}: its workers run several tasks in one process; "
-                "start them with `dask worker --nthreads 1`"
-            )
-        yield client
 
 
 @contextmanager
@@ -89,8 +83,9 @@ def _local_cluster(workers: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
+            preload=["ingest.deathwatch"],
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -99,22 +94,87 @@ def _local_cluster(workers: int) -> Iterator[Client]:
 
 def _spread(client: Client, task: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """Hand out a few tasks per worker of the cluster, and one more for each that comes back."""
-    from distributed import as_completed
+    done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    running: set[Future] = set()
+    waiting = iter(items)
+
+    def hand_out(count: int) -> None:
+        for item in itertools.islice(waiting, count):
+            future = client.submit(task, item, pure=False)
+            running.add(future)
+            future.add_done_callback(done.put)
+
+    try:
+        hand_out(WAITING_TASKS * max(1, len(client.nthreads())))
+        while running:
+            future = _next_done(client, done)
+            running.discard(future)
+            result = _result_of(future)
+            hand_out(1)
+            future.release()
+            yield result
+    finally:
+        # On a cluster that others use, what nobody waits for any more is taken back. A task that
+        # has begun cannot be: it ends with its shard, which the next run finds done.
+        if running and client.status == "running":
+            with suppress(Exception):
+                client.cancel(list(running), force=True)
+
+
+def _next_done(client: Client, done: queue.SimpleQueue[Future]) -> Future:
+    """Wait for a task to end, as long as there is someone to end it.
+
+    Raises:
+        IngestError: there is not.
+    """
+    idle_since = None
+    while True:
+        with suppress(queue.Empty):
+            return done.get(timeout=LOOK_S)
+        if client.status != "running":
+            raise _lost_scheduler()
+        if _has_workers(client):
+            idle_since = None
+        elif idle_since is None:
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since > GONE_S:
+            raise IngestError(
+                f"the cluster has had no worker for {GONE_S:.0f} s; start workers, then run the "
+                "same command again: finished shards are kept"
+            )
+
+
+def _has_workers(client: Client) -> bool:
+    try:
+        return bool(client.nthreads())
+    except Exception as exc:  # whatever a connection that breaks just now raises
+        raise _lost_scheduler() from exc
+
+
+def _result_of(future: Future) -> Any:
+    """What the task returned; what it raised is raised here.
+
+    Raises:
+        IngestError: its worker died, or the scheduler.
+    """
+    from asyncio import CancelledError as Cancelled
+    from concurrent.futures import CancelledError
+
     from distributed.scheduler import KilledWorker
 
-    workers = max(1, len(client.nthreads()))
-    waiting = iter(items)
-    first = itertools.islice(waiting, WAITING_TASKS * workers)
-    running = as_completed([client.submit(task, item, pure=False) for item in first])
-    for future in running:
-        try:
-            result = future.result()
-        except KilledWorker as exc:
-            raise IngestError(
-                "a worker process died, most likely for want of memory; "
-                "run again with fewer workers: finished shards are kept"
-            ) from exc
-        for item in itertools.islice(waiting, 1):
-            running.add(client.submit(task, item, pure=False))
-        future.release()
-        yield result
+    try:
+        return future.result()
+    except KilledWorker as exc:
+        raise IngestError(
+            "a worker process died, most likely for want of memory; "
+            "run again with fewer workers: finished shards are kept"
+        ) from exc
+    except (CancelledError, Cancelled) as exc:
+        raise _lost_scheduler() from exc
+
+
+def _lost_scheduler() -> IngestError:
+    return IngestError(
+        "lost the connection to the Dask scheduler; once it runs, the same command goes on from "
+        "here: finished shards are kept"
+    )

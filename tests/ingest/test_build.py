@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 
+import ingest.cluster
 import ingest.pipeline
 import ingest.reader
-import ingest.workers
 from ingest.config import BuildConfig, build_digest, parse_spacing
 from ingest.errors import FailureBudgetError, IngestError, Reason, UsageError
 from ingest.groups import cut_groups, estimated_bytes
@@ -381,7 +381,7 @@ def test_a_running_cluster_gives_the_same_bytes(archive, tmp_path, monkeypatch):
 
 
 def test_a_scheduler_that_does_not_answer_is_said_in_a_line(monkeypatch):
-    monkeypatch.setattr(ingest.workers, "CONNECT_S", 0.2)
+    monkeypatch.setattr(ingest.cluster, "CONNECT_S", 0.2)
     with pytest.raises(UsageError, match="no scheduler answers there"):
         list(run_tasks(len, ["a"], 1, "tcp://127.0.0.1:9"))
 
@@ -391,7 +391,7 @@ def test_workers_with_several_threads_are_refused():
 
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         pytest.raises(UsageError, match="--nthreads 1"),
     ):
