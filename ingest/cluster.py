@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ def join_cluster(address: str, complaint: Callable[[], str] | None = None) -> It
     """
     from distributed import Client
 
+    # What it logs with tracebacks of its own is said here in a line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as exc:
@@ -62,12 +65,14 @@ def _check_threads(client: Client, address: str) -> None:
 
 def _check_workers(client: Client, address: str, complaint: Callable[[], str]) -> None:
     """Ask every worker; one that cannot do the work would spoil the build hours later."""
-    answers = client.run(complaint, on_error="return")
+    try:
+        answers = client.run(complaint)
+    except Exception as exc:  # Dask wraps what a worker fails with in kinds of its own
+        raise UsageError(
+            f"--dask-scheduler {address}: a worker has no working installation of coralbay, or "
+            f"another version ({exc}); install the same one there"
+        ) from exc
     for worker, answer in sorted(answers.items()):
-        if isinstance(answer, ImportError):
-            answer = f"has no working installation of coralbay ({answer})"
-        if isinstance(answer, Exception):
-            raise answer
         if answer:
             raise UsageError(f"--dask-scheduler {address}: worker {worker} {answer}")
 

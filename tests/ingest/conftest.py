@@ -1,5 +1,6 @@
 """A writer of small CT series of any geometry, independent of the code under test."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ingest.ids import IdKey
+from ingest.phantom import Torso
 from ingest.series import Series
+from ingest.testing import SeriesSpec, write_nifti, write_series_at
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -150,3 +153,61 @@ def ingest_run() -> Iterator[Zygote]:
     zygote.process.stdin.close()
     zygote.process.wait(30)
     zygote.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def flags() -> tuple[str, ...]:
+    """Of a build of ``three_volumes`` into three shards, in one process."""
+    return ("--spacing-mm", "2", "--shard-mib", "1", "--workers", "1")
+
+
+@pytest.fixture(scope="session")
+def three_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of three volumes, and a stray file."""
+    raw = tmp_path_factory.mktemp("raw")
+    for n in (1, 2):
+        spec = SeriesSpec(
+            patient=n, torso=Torso(seed=n), slices=24, side=80, pixel_mm=4.2, gap_mm=4.0
+        )
+        write_series_at(raw / f"{n}", spec)
+    write_nifti(raw / "3.nii.gz", Torso(seed=3), (70, 60, 24), 5.0, -60.0)
+    (raw / "notes.txt").write_text("nothing to see")
+    return raw
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Digests of all files."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def three_built(
+    three_volumes: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    ingest_run: Zygote,
+    flags: tuple[str, ...],
+) -> tuple[dict[str, str], float]:
+    """Digests of an undisturbed build, and how long it took."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = ingest_run("build-shards", three_volumes, out, *flags)
+    assert done.status == 0, done.output
+    files = snapshot(out)
+    assert sum(name.endswith(".tar") for name in files) == 3
+    return files, done.seconds
+
+
+@pytest.fixture(scope="session")
+def complete(ingest_run: Zygote, flags: tuple[str, ...]) -> Callable[..., None]:
+    """The same command again: to the same bytes, with nothing left over."""
+
+    def run(archive: Path, out: Path, files: dict[str, str], *more: object) -> None:
+        done = ingest_run("build-shards", archive, out, *flags, *more)
+        assert done.status == 0, done.output
+        assert snapshot(out) == files
+        assert sorted(p.name for p in out.iterdir()) == sorted(files)  # no folder is left either
+
+    return run

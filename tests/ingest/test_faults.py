@@ -1,64 +1,28 @@
 """Killed at any moment, the same command completes the build to the same bytes."""
 
-import hashlib
 import random
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from ingest.errors import IngestError, UsageError
-from ingest.ids import load_id_key
 from ingest.lock import LOCK_FILE, check_free, locked, waiting_lock
-from ingest.phantom import Torso
-from ingest.testing import SeriesSpec, write_nifti, write_series_at
 from shards.failpoints import BUILD_FAILPOINTS, VARIABLE, failpoint
 from shards.verify import verify
 
-SMALL = SeriesSpec(patient=1, slices=24, side=80, pixel_mm=4.2, gap_mm=4.0)
-FLAGS = ("--spacing-mm", "2", "--shard-mib", "1", "--workers", "1")
 MAX_FILE_BYTES = 300_000
 """Less than a shard of these, more than any other file."""
 
 
-def snapshot(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+@pytest.fixture(scope="module")
+def archive(three_volumes):
+    return three_volumes
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """Three volumes in three groups, one of them a shard by itself, and a stray file."""
-    raw = tmp_path_factory.mktemp("raw")
-    for n in (1, 2):
-        write_series_at(raw / f"{n}", replace(SMALL, patient=n, torso=Torso(seed=n)))
-    write_nifti(raw / "3.nii.gz", Torso(seed=3), (70, 60, 24), 5.0, -60.0)
-    (raw / "notes.txt").write_text("nothing to see")
-    load_id_key()  # made once, here: two runs would race for it otherwise
-    return raw
-
-
-@pytest.fixture(scope="module")
-def whole(archive, tmp_path_factory, ingest_run):
-    """An undisturbed build, and how long it takes."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    done = ingest_run("build-shards", archive, out, *FLAGS)
-    assert done.status == 0, done.output
-    files = snapshot(out)
-    assert sum(name.endswith(".tar") for name in files) == 3
-    return files, done.seconds
-
-
-def complete(ingest_run, archive, out, files, flags=FLAGS):
-    """The same command again, to the same bytes, with nothing left over."""
-    done = ingest_run("build-shards", archive, out, *flags)
-    assert done.status == 0, done.output
-    assert snapshot(out) == files
-    assert sorted(p.name for p in out.iterdir()) == sorted(files)  # no folder is left either
+def whole(three_built):
+    return three_built
 
 
 PLACES = [*BUILD_FAILPOINTS, "sample_added:2", "result_saved:2", "table_written:3"]
@@ -66,30 +30,30 @@ PLACES += [f"before_rename:{n}" for n in (2, 3, 4, 12, 15)]
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_killed_at_a_failpoint(place, archive, whole, tmp_path, ingest_run):
+def test_killed_at_a_failpoint(place, archive, whole, tmp_path, ingest_run, complete, flags):
     out = tmp_path / "out"
-    killed = ingest_run("build-shards", archive, out, *FLAGS, env={VARIABLE: place})
+    killed = ingest_run("build-shards", archive, out, *flags, env={VARIABLE: place})
     assert killed.status == -9, killed.output  # so the place was reached
-    complete(ingest_run, archive, out, whole[0])
+    complete(archive, out, whole[0])
     assert verify(out).problems == []
 
 
-def test_killed_twice_in_one_build(archive, whole, tmp_path, ingest_run):
+def test_killed_twice_in_one_build(archive, whole, tmp_path, ingest_run, complete, flags):
     """A second death, in the run that goes on from the first."""
     out = tmp_path / "out"
     for place in ("result_saved", "tar_renamed", "table_written:2", "after_manifest"):
-        killed = ingest_run("build-shards", archive, out, *FLAGS, env={VARIABLE: place})
+        killed = ingest_run("build-shards", archive, out, *flags, env={VARIABLE: place})
         assert killed.status == -9, killed.output
-    complete(ingest_run, archive, out, whole[0])
+    complete(archive, out, whole[0])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_at_a_random_moment(seed, archive, whole, tmp_path, ingest_run):
+def test_killed_at_a_random_moment(seed, archive, whole, tmp_path, ingest_run, complete, flags):
     files, seconds = whole
     out = tmp_path / "out"
     moment = random.Random(seed).uniform(0, seconds)
-    ingest_run("build-shards", archive, out, *FLAGS, kill_after_s=moment)
-    complete(ingest_run, archive, out, files)
+    ingest_run("build-shards", archive, out, *flags, kill_after_s=moment)
+    complete(archive, out, files)
     assert verify(out).problems == []
 
 
@@ -98,27 +62,31 @@ def test_a_failpoint_has_to_be_known():
         failpoint("nowhere")
 
 
-def test_a_full_disk_is_one_line_and_the_build_goes_on_later(archive, whole, tmp_path, ingest_run):
+def test_a_full_disk_is_one_line_and_the_build_goes_on_later(
+    archive, whole, tmp_path, ingest_run, complete, flags
+):
     out = tmp_path / "out"
-    full = ingest_run("build-shards", archive, out, *FLAGS, max_file_bytes=MAX_FILE_BYTES)
+    full = ingest_run("build-shards", archive, out, *flags, max_file_bytes=MAX_FILE_BYTES)
     assert full.status == 1
     assert full.output.splitlines()[-1].startswith("ingest: ")
     assert "File too large; the same command goes on from here" in full.output
     assert "Traceback" not in full.output
     assert not list(out.glob("*.tar"))
     assert not list(out.rglob("*.tmp"))
-    complete(ingest_run, archive, out, whole[0])
+    complete(archive, out, whole[0])
 
 
-def test_a_full_disk_under_a_worker_process_is_the_same_line(archive, whole, tmp_path, ingest_run):
+def test_a_full_disk_under_a_worker_process_is_the_same_line(
+    archive, whole, tmp_path, ingest_run, complete, flags
+):
     out = tmp_path / "out"
-    two = (*FLAGS[:-1], "2")
+    two = (*flags[:-1], "2")
     full = ingest_run("build-shards", archive, out, *two, max_file_bytes=MAX_FILE_BYTES)
     assert full.status == 1
     assert "File too large; the same command goes on from here" in full.output.splitlines()[-1]
     assert "Traceback" not in full.output
     assert not list(out.rglob("*.tmp"))
-    complete(ingest_run, archive, out, whole[0])
+    complete(archive, out, whole[0])
 
 
 HOLD = """
@@ -151,11 +119,11 @@ def holder():
 
 
 def test_the_second_run_is_refused_and_says_who_is_first(
-    archive, whole, tmp_path, ingest_run, holder
+    archive, whole, tmp_path, ingest_run, holder, complete, flags
 ):
     out = tmp_path / "out"
     process = holder(out)
-    refused = ingest_run("build-shards", archive, out, *FLAGS)
+    refused = ingest_run("build-shards", archive, out, *flags)
     assert refused.status == 2
     [line] = refused.output.splitlines()
     assert f"process {process.pid} on " in line
@@ -163,7 +131,7 @@ def test_the_second_run_is_refused_and_says_who_is_first(
     assert sorted(path.name for path in out.iterdir()) == [LOCK_FILE]
     process.kill()
     process.wait()
-    complete(ingest_run, archive, out, whole[0])  # a dead holder holds nothing
+    complete(archive, out, whole[0])  # a dead holder holds nothing
 
 
 def test_many_at_once_never_share(tmp_path):
