@@ -13,7 +13,7 @@ CT_DATA ?= ../shared/data/ct
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
+	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
 	@echo "make golden           write the golden shard again (only with a new format version)"
 	@echo "make golden-table     the verdict on every real file again (CT_DATA=/folder); look at the diff"
@@ -49,6 +50,9 @@ format: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(READY)
+	CORALBAY_KILLS=50 $(BIN)/python -m pytest tests/ingest/test_faults.py -k random_moment
 
 gpu-smoke: $(READY)
 	$(BIN)/python -m benchmarks.gpu_smoke --out benchmarks/results/gpu-smoke.json

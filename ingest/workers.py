@@ -7,7 +7,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ingest.errors import IngestError
@@ -76,19 +76,26 @@ def _local_cluster(workers: int) -> Iterator[Client]:
         # A death for want of memory repeats itself: once more is enough.
         "distributed.scheduler.allowed-failures": 1,
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            preload=["ingest.deathwatch"],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(settings))
+        try:
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                    preload=["ingest.deathwatch"],
+                )
+            )
+            client = stack.enter_context(Client(cluster))
+        except (RuntimeError, OSError) as exc:
+            raise IngestError(
+                f"the {workers} worker processes could not be started, or one died at once "
+                "(see --workers); the same command goes on from here"
+            ) from exc
         yield client
 
 

@@ -1,5 +1,6 @@
 """Killed at any moment, the same command completes the build to the same bytes."""
 
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from ingest.lock import LOCK_FILE, check_free, locked, waiting_lock
 from shards.failpoints import BUILD_FAILPOINTS, VARIABLE, failpoint
 from shards.verify import verify
 
+KILLS = int(os.environ.get("CORALBAY_KILLS", "5"))
+"""Random moments: a few in every test run, 50 in `make soak`."""
+WORKERS_START_S = 2.0
+"""About how long local workers take to begin; a guess decides only where the moments fall."""
+PUBLISHING_S = 0.15
+"""About how long tables, report and manifest take."""
 MAX_FILE_BYTES = 300_000
 """Less than a shard of these, more than any other file."""
 
@@ -47,12 +54,33 @@ def test_killed_twice_in_one_build(archive, whole, tmp_path, ingest_run, complet
     complete(archive, out, whole[0])
 
 
-@pytest.mark.parametrize("seed", range(5))
+def moment(seed, out, seconds, flags):
+    """Flags of a run, and when to kill what in it: four kinds of death in turn."""
+    draw = random.Random(seed).uniform
+    two = (*flags[:-1], "2")
+    begun = {"folder": str(out / ".build"), "glob": "build.json", "signal": 9}
+    match seed % 4:
+        case 0:
+            return flags, {"kill_after_s": draw(0, seconds)}
+        case 1:  # the main process, with workers of its own
+            return two, {"when": begun | {"delay_s": draw(0, seconds + WORKERS_START_S)}}
+        case 2:  # a worker, after which the run itself goes on
+            delay = WORKERS_START_S + draw(0, seconds)
+            return two, {"when": begun | {"delay_s": delay, "victim": "worker"}}
+        case _:  # during publication
+            last = {"glob": "group-*.json", "count": 3, "delay_s": draw(0, PUBLISHING_S)}
+            return flags, {"when": begun | last}
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_killed_at_a_random_moment(seed, archive, whole, tmp_path, ingest_run, complete, flags):
     files, seconds = whole
     out = tmp_path / "out"
-    moment = random.Random(seed).uniform(0, seconds)
-    ingest_run("build-shards", archive, out, *flags, kill_after_s=moment)
+    used, death = moment(seed, out, seconds, flags)
+    run = ingest_run("build-shards", archive, out, *used, **death)
+    # Where a worker dies the run goes on, or says in a line that workers could not be started.
+    assert run.status in ((0, 1) if seed % 4 == 2 else (0, -9)), run.output
+    assert "Traceback" not in run.output, run.output
     complete(archive, out, files)
     assert verify(out).problems == []
 

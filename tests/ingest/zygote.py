@@ -3,9 +3,10 @@
 One JSON line in, one out: {"args", and maybe "env", "settings", "kill_after_s", "when",
 "max_file_bytes"} -> {"status", "seconds", "output"}; status as of subprocess, so -9 for a process
 that was killed. "settings" are module constants to change; "when" is {"folder", "glob", "signal",
-"pid"}: a signal to send (to the command if no pid is given) once such a file is there.
+"pid", ...}: a signal to send (to the command if no pid is given) once such a file is there.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -51,13 +52,22 @@ def child(order, output):
         os._exit(code)
 
 
-def send_when(child_pid, folder, glob, signal, pid=None):
-    """Send a signal once a file is there, or never if the command ends before."""
-    while not list(pathlib.Path(folder).glob(glob)):
+def send_when(child_pid, folder, glob, signal, count=1, delay_s=0.0, victim="main", pid=None):
+    """Send a signal some time after files are there, or never if the command ends before."""
+    while len(list(pathlib.Path(folder).glob(glob))) < count:
         if os.waitid(os.P_PID, child_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
-    os.kill(pid or child_pid, signal)
+    time.sleep(delay_s)
+    if victim == "worker":
+        # The youngest: it is never the resource tracker, and Dask's workers have no children.
+        children = pathlib.Path(f"/proc/{child_pid}/task").glob("*/children")
+        pids = [int(one) for path in children for one in path.read_text().split()]
+        pid = max(pids, default=None)
+        if pid is None:
+            return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid or child_pid, signal)
 
 
 def run(order):
