@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
 
 import pydicom
 from pydicom import uid
 from pydicom.config import disable_value_validation
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.tag import Tag
 
+from ingest.front import Front, read_front, wanted_elements
 from ingest.sources import FileRef
 
 _TAGS = [
@@ -29,13 +30,15 @@ _TAGS = [
     "AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier", "TriggerTime",
     "ConvolutionKernel", "ContrastBolusAgent", "KVP", "SliceThickness",
 ]  # fmt: skip
+_WANTED = wanted_elements(_TAGS)
 _PREAMBLE_BYTES = 132
-_PIXEL_TAGS = (Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData"))
+_PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
+"""PixelData, FloatPixelData, DoubleFloatPixelData."""
 _PIXEL_VRS = (b"OW", b"OB", b"UN", b"OF", b"OD")
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
     """Facts of one DICOM file, strings stripped; what is absent or invalid is "", () or None.
 
@@ -134,7 +137,8 @@ def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:
     Raises:
         Exception: see `read_dataset`; the caller records the file as unreadable.
     """
-    dataset = read_dataset(stream, header_only=True)
+    front = read_front(stream, size, _WANTED)
+    dataset = read_dataset(stream, header_only=True) if front is None else front
     syntax = _text(dataset.file_meta, "TransferSyntaxUID")
     sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
     header = Header(
@@ -181,7 +185,7 @@ def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:
 
 
 def _missing_pixel_bytes(
-    dataset: FileDataset, stream: IO[bytes], size: int, syntax: str
+    dataset: FileDataset | Front, stream: IO[bytes], size: int, syntax: str
 ) -> int | None:
     """How much pixel data is cut off; 0 where only decoding can tell; None without pixel data."""
     if syntax == uid.DeflatedExplicitVRLittleEndian:
@@ -190,7 +194,7 @@ def _missing_pixel_bytes(
     start = stream.tell()
     head = stream.read(12)
     order = "<" if little else ">"
-    if len(head) < 8 or Tag(struct.unpack(f"{order}HH", head[:4])) not in _PIXEL_TAGS:
+    if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) not in _PIXEL_TAGS:
         return None
     # The file's own bytes, not its transfer syntax, say whether there is a VR.
     header_bytes = 12 if head[4:6] in _PIXEL_VRS else 8
@@ -202,11 +206,15 @@ def _missing_pixel_bytes(
         return int(left <= 0)
     image = _integer(dataset, "Rows", 0) * _integer(dataset, "Columns", 0)
     samples = _integer(dataset, "SamplesPerPixel", 1) * _integer(dataset, "NumberOfFrames", 1)
-    encapsulated = uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated
     # Whether compressed data is whole only the decoder can tell, beyond the length it states.
     bits = _integer(dataset, "BitsAllocated", 16)
-    expected = int(length) if encapsulated else image * samples * bits // 8
+    expected = int(length) if _is_encapsulated(syntax) else image * samples * bits // 8
     return max(0, expected - min(int(length), left))
+
+
+@lru_cache(maxsize=256)
+def _is_encapsulated(syntax: str) -> bool:
+    return bool(uid.UID(syntax).is_transfer_syntax and uid.UID(syntax).is_encapsulated)
 
 
 def _value(dataset: Any, name: str) -> Any:
@@ -220,29 +228,36 @@ def _texts(dataset: Any, name: str) -> tuple[str, ...]:
     value = _value(dataset, name)
     if value is None:
         return ()
-    values = [value] if isinstance(value, str | bytes | int | float) else list(value)
-    return tuple(str(item).strip(" \0") for item in values)
+    if type(value) is str:
+        return (value.strip(" \0"),)
+    values = [value] if isinstance(value, str | bytes | int | float) else value
+    return tuple([str(item).strip(" \0") for item in values])
 
 
 def _text(dataset: Any, name: str) -> str:
-    return next(iter(_texts(dataset, name)), "")
+    texts = _texts(dataset, name)
+    return texts[0] if texts else ""
 
 
 def _joined(dataset: Any, names: tuple[str, ...]) -> str:
-    return "\\".join("\\".join(_texts(dataset, name)) for name in names)
+    return "\\".join(["\\".join(_texts(dataset, name)) for name in names])
 
 
 def _numbers(dataset: Any, name: str) -> tuple[float, ...]:
     try:
-        return tuple(float(text) for text in _texts(dataset, name))
+        return tuple([float(text) for text in _texts(dataset, name)])
     except ValueError:
         return ()
 
 
 def _number(dataset: Any, name: str) -> float | None:
-    return next(iter(_numbers(dataset, name)), None)
+    numbers = _numbers(dataset, name)
+    return numbers[0] if numbers else None
 
 
 def _integer(dataset: Any, name: str, default: int) -> int:
+    value = _value(dataset, name)
+    if type(value) is int:  # the rule, and some scans ask a million times
+        return value if abs(value) < 2**31 else default
     number = _number(dataset, name)
     return default if number is None or not abs(number) < 2**31 else int(number)
