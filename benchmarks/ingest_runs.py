@@ -140,12 +140,13 @@ def _import_ingest() -> None:
 
 
 def _read_and_decode(folder: str) -> None:
+    from ingest.decode import decode_frame
     from ingest.headers import quiet_pydicom, read_dataset
 
     with quiet_pydicom():
         for name in os.listdir(folder):
             data = Path(folder, name).read_bytes()
-            _ = read_dataset(io.BytesIO(data), header_only=False).pixel_array
+            decode_frame(read_dataset(io.BytesIO(data), header_only=False), 0, set())
 
 
 def _read_with_pydicom(folder: str) -> None:
