@@ -7,6 +7,7 @@ PixelRepresentation and 53 mix transfer syntaxes.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from pydicom.pixels import apply_modality_lut
 
 from ingest.decode import decode_frame
 from ingest.errors import Reason, SeriesError
+from ingest.frames import Frame
 from ingest.headers import quiet_pydicom, read_dataset
 from ingest.intensity import check_air, check_range
 from ingest.regrid import Regridding, regrid
 from ingest.series import Series
-from ingest.sources import read_files
+from ingest.sources import FileRef, read_files
 from ingest.volume import Volume
 from shards.schema import FILL_HU, HU_MAX
 
@@ -46,20 +48,25 @@ def read_dicom(series: Series) -> Volume:
     filled: set[int] = set()
     flags: set[str] = set()
     padded = 0
-    slice_of = dict(zip(series.refs, series.slice_of_ref, strict=True))
+    planes: dict[FileRef, list[tuple[int, int]]] = {}
+    for ref, frame, number in zip(
+        series.refs, series.frame_of_ref, series.slice_of_ref, strict=True
+    ):
+        planes.setdefault(ref, []).append((frame, number))
     with quiet_pydicom():
-        for ref, data in read_files(series.refs):
-            plane, padding = decode_slice(data, shape[1:], flags)
-            number = slice_of[ref]
-            if number not in filled:
-                filled.add(number)
-                hu[number] = plane
-                padded += padding
-            elif np.array_equal(hu[number], plane):
-                flags.add("duplicates_dropped")
-            else:
-                detail = "different images at the same position"
-                raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
+        for ref, data in read_files(planes):
+            frames, numbers = zip(*planes[ref], strict=True)
+            decoded = decode_file(data, frames, shape[1:], flags)
+            for number, (plane, padding) in zip(numbers, decoded, strict=True):
+                if number not in filled:
+                    filled.add(number)
+                    hu[number] = plane
+                    padded += padding
+                elif np.array_equal(hu[number], plane):
+                    flags.add("duplicates_dropped")
+                else:
+                    detail = "different images at the same position"
+                    raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
     padding_fraction = padded / hu.size
     if regridding is not None:
         hu, padding_fraction = _regridded(hu, padding_fraction, regridding)
@@ -91,18 +98,29 @@ def _regridded(
 def decode_slice(
     data: bytes, shape: tuple[int, ...], flags: set[str]
 ) -> tuple[Float32[ndarray, "y x"], int]:
-    """HU of one file, padding already -1024, and how many pixels were padding.
+    """HU of the one frame of a file, and how many pixels were padding; see `decode_file`."""
+    [decoded] = decode_file(data, (0,), shape, flags)
+    return decoded
+
+
+def decode_file(
+    data: bytes, frames: Sequence[int], shape: tuple[int, ...], flags: set[str]
+) -> Iterator[tuple[Float32[ndarray, "y x"], int]]:
+    """HU of each of ``frames``, padding already -1024, and how many pixels were padding.
 
     Args:
-        data: the file.
-        shape: what its image must decode to.
+        data: the file, which is parsed once.
+        frames: counted from 0.
+        shape: what a frame must decode to.
         flags: what is noticed is added here.
 
     Raises:
         SeriesError: the file cannot be decoded, or not to HU.
     """
     try:
-        return _decode_slice(data, shape, flags)
+        dataset = read_dataset(io.BytesIO(data), header_only=False)
+        for frame in frames:
+            yield _decode_frame(dataset, frame, shape, flags)
     except (SeriesError, MemoryError):
         raise
     except Exception as exc:  # pydicom and the decoders raise an open family of errors on garbage
@@ -110,15 +128,15 @@ def decode_slice(
         raise SeriesError(Reason.DECODE_FAILED, detail) from exc
 
 
-def _decode_slice(
-    data: bytes, shape: tuple[int, ...], flags: set[str]
+def _decode_frame(
+    dataset: Any, frame: int, shape: tuple[int, ...], flags: set[str]
 ) -> tuple[Float32[ndarray, "y x"], int]:
-    dataset = read_dataset(io.BytesIO(data), header_only=False)
-    stored = decode_frame(dataset, 0, flags)
+    facts = Frame(dataset, frame)
+    stored = decode_frame(dataset, frame, flags)
     if stored.shape != shape:
         raise SeriesError(Reason.DECODE_FAILED, f"a slice decodes to shape {stored.shape}")
-    hu = _rescale(dataset, stored, flags)
-    padding = _padding_mask(dataset, stored)
+    hu = _rescale(facts, stored, flags)
+    padding = _padding_mask(facts, stored)
     count = 0
     if padding is not None and padding.any():
         values = hu[padding]
@@ -130,13 +148,13 @@ def _decode_slice(
     return np.ascontiguousarray(hu, np.float32), count
 
 
-def _rescale(dataset: Any, stored: ndarray, flags: set[str]) -> Float64[ndarray, "y x"]:
+def _rescale(facts: Frame, stored: ndarray, flags: set[str]) -> Float64[ndarray, "y x"]:
     """Stored values to HU by the slice's own Modality LUT or slope and intercept (PS3.3 C.11.1)."""
-    if str(dataset.get("RescaleType") or "").strip().upper() not in _HU_TYPES:
+    if str(facts.get("RescaleType") or "").strip().upper() not in _HU_TYPES:
         raise SeriesError(Reason.NOT_HU, "the rescale type is not HU")
-    if dataset.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, dataset), np.float64)
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if facts.dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, facts.dataset), np.float64)
+    slope, intercept = facts.get("RescaleSlope"), facts.get("RescaleIntercept")
     if slope is None or intercept is None:
         flags.add("rescale_missing")
     slope = 1.0 if slope is None else float(slope)
@@ -146,14 +164,14 @@ def _rescale(dataset: Any, stored: ndarray, flags: set[str]) -> Float64[ndarray,
     return stored.astype(np.float64) * slope + intercept
 
 
-def _padding_mask(dataset: Any, stored: ndarray) -> Bool[ndarray, "y x"] | None:
+def _padding_mask(facts: Frame, stored: ndarray) -> Bool[ndarray, "y x"] | None:
     """Pixels outside the reconstructed circle (PS3.3 C.7.5.1.1.2), None where none are declared."""
-    bits = int(dataset.BitsAllocated)
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    first = _as_stored(dataset.get("PixelPaddingValue"), bits, signed)
+    bits = int(facts.dataset.BitsAllocated)
+    signed = int(facts.get("PixelRepresentation") or 0) == 1
+    first = _as_stored(facts.get("PixelPaddingValue"), bits, signed)
     if first is None:
         return None
-    last = _as_stored(dataset.get("PixelPaddingRangeLimit"), bits, signed)
+    last = _as_stored(facts.get("PixelPaddingRangeLimit"), bits, signed)
     low, high = sorted((first, first if last is None else last))
     return (stored >= low) & (stored <= high)
 

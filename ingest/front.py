@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from ingest.elements import LONG, SHORT, SurpriseError, Walk, Window, looks_explicit
 
-Value = str | int | list[str]
+Value = str | int | float | list[str]
 Converter = Callable[[bytes], Value]
 
 MAX_VALUE_BYTES = 256
@@ -69,12 +69,18 @@ _CONVERTERS: dict[str, Converter] = {
     "CS": _text(None),
     "DA": _text(None),
     "TM": _text(None),
+    "DT": _text(None),
     "DS": _text(_DECIMALS),
     "IS": _text(_INTEGERS),
 }
-_NUMBER_VRS = ("DS", "IS", "US")
+_NUMBER_VRS = ("DS", "IS", "US", "UL", "FD")
 """VRs whose empty value is no value, not an empty text."""
-_U16 = {True: Struct("<H"), False: Struct(">H")}
+_BINARY = {"US": "H", "UL": "L", "FD": "d"}
+_UNPACK = {
+    (vr, little): Struct(order + code)
+    for vr, code in _BINARY.items()
+    for little, order in ((True, "<"), (False, ">"))
+}
 
 
 @dataclass(frozen=True)
@@ -200,10 +206,11 @@ def _convert(raw: dict[int, bytes], wanted: Wanted, little: bool) -> dict[int, V
         vr = wanted.vrs[tag].decode()
         if not data and vr in _NUMBER_VRS:
             continue
-        if vr == "US":
-            if len(data) != 2:
+        if vr in _BINARY:
+            number = _UNPACK[vr, little]
+            if len(data) != number.size:
                 raise SurpriseError
-            values[tag] = _U16[little].unpack(data)[0]
+            values[tag] = number.unpack(data)[0]
         elif (convert := _CONVERTERS.get(vr)) is not None:
             values[tag] = convert(data)
         else:

@@ -9,7 +9,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import IO, Any
 
@@ -18,17 +18,27 @@ from pydicom import uid
 from pydicom.config import disable_value_validation
 from pydicom.dataset import FileDataset, FileMetaDataset
 
+from ingest.frames import Frame, frames_of
 from ingest.front import Front, read_front, wanted_elements
 from ingest.sources import FileRef
 
+PHASE_TAGS = (
+    "TemporalPositionIdentifier", "TemporalPositionIndex", "TemporalPositionTimeOffset",
+    "AcquisitionTime", "AcquisitionDateTime", "FrameAcquisitionDateTime",
+    "TriggerTime", "NominalCardiacTriggerDelayTime", "NominalPercentageOfCardiacPhase",
+    "ContentTime", "FrameReferenceDateTime", "AcquisitionNumber", "FrameAcquisitionNumber",
+)  # fmt: skip
+"""What may tell the phases of a series apart, in the order in which it is tried."""
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
     "PatientID", "IssuerOfPatientID", "SeriesNumber", "SeriesDate", "SeriesTime",
     "Modality", "ImageType", "ScanOptions", "BurnedInAnnotation", "NumberOfFrames",
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
-    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
-    "AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier", "TriggerTime",
+    "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber",
     "ConvolutionKernel", "ContrastBolusAgent", "KVP", "SliceThickness",
+    "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    *PHASE_TAGS,
 ]  # fmt: skip
 _WANTED = wanted_elements(_TAGS)
 _PREAMBLE_BYTES = 132
@@ -44,7 +54,15 @@ class Header:
 
     Attributes:
         series_hint: tells series apart where the SeriesInstanceUID is missing.
-        phase: what differs between the phases of one series (time, trigger, temporal position).
+        frames: in the file.
+        frame: which of them this is, from 0.
+        planes: of a multi-frame file, a header for each frame; empty where frames have no facts of
+            their own.
+        own_groups: this is a frame with functional groups of its own.
+        instance: InstanceNumber.
+        phase: values of ``PHASE_TAGS``.
+        rescaled: slope and intercept are stated.
+        other_units: the pixels are mapped to another quantity than HU.
         pixel_bytes_missing: bytes of pixel data that the file should have and has not; None when
             there is no pixel data element at all.
         content_sha256: of the whole file, only where there is no SOPInstanceUID.
@@ -64,6 +82,10 @@ class Header:
     scan_options: str
     burned_in: str
     frames: int
+    frame: int = 0
+    planes: tuple[Header, ...] = ()
+    own_groups: bool = False
+    instance: int
     samples: int
     photometric: str
     rows: int
@@ -72,6 +94,8 @@ class Header:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     phase: tuple[str, ...]
+    rescaled: bool = False
+    other_units: bool = False
     kernel: str
     contrast_agent: str
     kvp: float | None
@@ -139,9 +163,25 @@ def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:
     """
     front = read_front(stream, size, _WANTED)
     dataset = read_dataset(stream, header_only=True) if front is None else front
+    frames = frames_of(dataset) if front is None else []
     syntax = _text(dataset.file_meta, "TransferSyntaxUID")
+    missing = _missing_pixel_bytes(dataset, stream, size, syntax)
+    header = _file_header(ref, dataset, frames[0] if frames else dataset, missing)
+    if not frames:
+        return header
+    planes = tuple(
+        replace(header, frame=number, own_groups=True, **_plane_facts(frame))
+        for number, frame in enumerate(frames)
+    )
+    return replace(header, planes=planes)
+
+
+def _file_header(
+    ref: FileRef, dataset: FileDataset | Front, first: Any, missing: int | None
+) -> Header:
+    """What holds for the whole file; ``first`` is its first frame, or the data set."""
     sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
-    header = Header(
+    return Header(
         ref=ref,
         sop_instance=_text(dataset, "SOPInstanceUID"),
         series=_text(dataset, "SeriesInstanceUID"),
@@ -153,35 +193,37 @@ def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:
         patient=_text(dataset, "PatientID"),
         issuer=_text(dataset, "IssuerOfPatientID"),
         sop_class=sop_class,
-        transfer_syntax=syntax,
+        transfer_syntax=_text(dataset.file_meta, "TransferSyntaxUID"),
         modality=_text(dataset, "Modality").upper(),
-        image_type=_texts(dataset, "ImageType"),
         scan_options=_joined(dataset, ("ScanOptions",)).upper(),
         burned_in=_text(dataset, "BurnedInAnnotation").upper(),
         frames=_integer(dataset, "NumberOfFrames", 1),
+        instance=_integer(dataset, "InstanceNumber", 0),
         samples=_integer(dataset, "SamplesPerPixel", 1),
         photometric=_text(dataset, "PhotometricInterpretation").upper(),
         rows=_integer(dataset, "Rows", 0),
         columns=_integer(dataset, "Columns", 0),
-        pixel_spacing=_numbers(dataset, "PixelSpacing"),
-        position=_numbers(dataset, "ImagePositionPatient"),
-        orientation=_numbers(dataset, "ImageOrientationPatient"),
-        phase=tuple(
-            _text(dataset, name)
-            for name in (
-                "AcquisitionNumber",
-                "AcquisitionTime",
-                "TemporalPositionIdentifier",
-                "TriggerTime",
-            )
-        ),
-        kernel="/".join(_texts(dataset, "ConvolutionKernel")),
-        contrast_agent=_text(dataset, "ContrastBolusAgent"),
-        kvp=_number(dataset, "KVP"),
-        slice_thickness=_number(dataset, "SliceThickness"),
-        pixel_bytes_missing=_missing_pixel_bytes(dataset, stream, size, syntax),
+        kernel="/".join(_texts(first, "ConvolutionKernel")),
+        contrast_agent=_text(dataset, "ContrastBolusAgent")
+        or _text(first, "ContrastBolusAgentAdministered"),
+        kvp=_number(first, "KVP"),
+        pixel_bytes_missing=missing,
+        **_plane_facts(dataset),
     )
-    return header
+
+
+def _plane_facts(frame: Any) -> dict[str, Any]:
+    """What may differ from frame to frame; ``frame`` is a `Frame` or a data set."""
+    return {
+        "image_type": _texts(frame, "FrameType") or _texts(frame, "ImageType"),
+        "pixel_spacing": _numbers(frame, "PixelSpacing"),
+        "position": _numbers(frame, "ImagePositionPatient"),
+        "orientation": _numbers(frame, "ImageOrientationPatient"),
+        "phase": tuple(_text(frame, name) for name in PHASE_TAGS),
+        "slice_thickness": _number(frame, "SliceThickness"),
+        "rescaled": all(_texts(frame, name) for name in ("RescaleSlope", "RescaleIntercept")),
+        "other_units": isinstance(frame, Frame) and frame.other_units,
+    }
 
 
 def _missing_pixel_bytes(

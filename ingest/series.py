@@ -22,11 +22,14 @@ class Series:
         subject_id: keyed id of the patient; of the study or series where no patient is named.
         study_id: keyed id of the study.
         source_kind: ``dicom``, ``nifti`` or ``other``.
-        refs: where the files are. In spatial order when ``reason`` is OK.
+        refs: where the files are. In spatial order when ``reason`` is OK, and then one for each
+            slice: a multi-frame file is there once for each of its frames.
         slice_of_ref: slice number of each of ``refs``; equal numbers are repeated positions.
+        frame_of_ref: which frame of the file each of ``refs`` is, from 0.
         reason: OK when the series goes on to its pixels.
         detail: one line for a person; no identifier, path or date.
-        n_files: files of this row. Summed over all rows: every file found.
+        n_files: files of this row. Summed over all rows: every file found. A multi-frame file whose
+            frames are in several rows counts in one of them.
         n_slices: distinct slice positions (0 where that means nothing).
         modality: DICOM modality, ``CT`` for NIfTI, or empty.
         geometry: ``uniform``, ``oblique``, what was regridded (``tilted``, ``missing_slices``,
@@ -50,6 +53,7 @@ class Series:
     source_kind: str
     refs: tuple[FileRef, ...]
     slice_of_ref: tuple[int, ...] = ()
+    frame_of_ref: tuple[int, ...] = ()
     reason: Reason
     detail: str = ""
     n_files: int

@@ -21,7 +21,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.SECONDARY_CAPTURE: "A screen capture or a rendering, not the scanner's own image.",
     Reason.LOCALIZER: "A localizer (scout, topogram): a projection, not a volume.",
     Reason.NOT_GREYSCALE: "Colour, or more than one sample a pixel.",
-    Reason.MULTI_FRAME: "Several frames in one file, which is not read yet.",
+    Reason.MULTI_FRAME: "Several frames in one file, without a place for each.",
     Reason.BURNED_IN_ANNOTATION: "Text is burned into the pixels and may identify a person.",
     Reason.UNSUPPORTED_TRANSFER_SYNTAX: "The pixels are encoded in a way that is not read.",
     Reason.MISSING_GEOMETRY: "Position, orientation or pixel spacing is not stated.",

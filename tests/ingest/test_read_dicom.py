@@ -147,8 +147,19 @@ def test_identical_repeats_are_dropped(noise_stack, read) -> None:
     np.testing.assert_array_equal(volume.hu, stored_of(single) - 1024)
 
 
-def test_different_repeats_are_refused(noise_stack, read) -> None:
+def test_different_repeats_are_refused(noise_stack, tmp_path, id_key) -> None:
     stack = noise_stack(n=13, positions=[(0, 0, 2.0 * min(k, 11)) for k in range(13)])
+    [row] = scan([str(stack.write(tmp_path / "s"))], id_key).series
+    assert (row.reason, row.n_files) == (Reason.DUPLICATE_POSITIONS, 13)
+
+
+def test_repeats_of_which_only_some_are_copies_are_refused(noise_stack, read) -> None:
+    """The scan looks at one repeated position; the rest is seen when all are read."""
+    stack, again = noise_stack(), noise_stack()
+    for k, ds in enumerate(again.slices):
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k}"
+    again.slices[7].PixelData = bytes(len(again.slices[7].PixelData))
+    stack.slices += again.slices
     with pytest.raises(SeriesError) as caught:
         read(stack)
     assert caught.value.reason is Reason.DUPLICATE_POSITIONS
