@@ -24,16 +24,18 @@ from ingest.output import clear_partials, complete_build, end_build, start_build
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.series import Series
+from ingest.spool import Outcome
 from ingest.work import (
     STATE_FILE,
     STATE_FOLDER,
     GroupResult,
     GroupTask,
-    Outcome,
     build_group,
     finished_result,
+    shared_parts,
+    spool_series,
 )
-from ingest.workers import run_tasks
+from ingest.workers import Split, run_tasks
 from shards.failpoints import failpoint
 from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals
 from shards.writer import ShardResult, publish
@@ -239,7 +241,8 @@ def _run(tasks: Sequence[GroupTask], plan: Plan, job: Job) -> Generator[GroupRes
             f"{STATE_FOLDER}/{STATE_FILE}",
             source_roots(plan.found.series),
         )
-    return run_tasks(build_group, tasks, job.workers, job.dask_scheduler, complaint)
+    split = Split(task=spool_series, parts=shared_parts)
+    return run_tasks(build_group, tasks, job.workers, job.dask_scheduler, complaint, split)
 
 
 def package_versions() -> dict[str, str]:

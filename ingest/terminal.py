@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ingest.scan import ScanResult
 from ingest.series import Series
 from ingest.sources import FileRef
-from ingest.work import Outcome
+from ingest.spool import Outcome
 
 MAX_PATHS = 3
 """Files named for a refused series; the rest is counted."""

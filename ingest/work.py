@@ -20,11 +20,12 @@ from ingest.errors import IngestError, Reason, SeriesError
 from ingest.groups import Group
 from ingest.lock import waiting_lock
 from ingest.series import Series
+from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
 from shards.digest import content_sha256
 from shards.failpoints import failpoint
 from shards.files import write_atomic
 from shards.schema import HU_MAX, HU_MIN, SampleMeta, dump_json, load_json
-from shards.writer import ShardResult, ShardWriter
+from shards.writer import ShardResult, ShardWriter, encode_sample
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ HISTOGRAM_BIN_HU = 64
 """Width of a bar in the report's HU histogram: 64 bars over the stored range."""
 PREVIEW_SIDE = 128
 """Pixels of a preview's plane."""
+SHARED_FROM_VOXELS = 100_000_000
+"""Of a group, as scanned: two or three seconds of work, about what starting workers takes."""
 STATE_FOLDER = ".build"
 """Inside OUT while a build is unfinished: what a second run needs to go on."""
 STATE_FILE = "build.json"
@@ -53,12 +56,15 @@ class GroupTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a series at the pixel stage."""
+class SeriesTask:
+    """One series of a group, prepared apart from the others; picklable."""
 
-    reason: str
-    detail: str = ""
-    flags: tuple[str, ...] = ()
+    series: Series
+    out: str
+    config: BuildConfig
+    build_sha256: str
+    preview: bool
+    """Whether the report shows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +128,24 @@ def _build_group(task: GroupTask) -> GroupResult:
     names the series.
     """
     out = Path(task.out)
+    state = out / STATE_FOLDER
     outcomes: dict[str, Outcome] = {}
     previews: dict[str, str] = {}
     histogram = np.zeros((HU_MAX - HU_MIN + 1) // HISTOGRAM_BIN_HU, np.int64)
     shard = None
     with ShardWriter(out, task.group.number, task.config.profile) as writer:
-        for series in task.group.series:
-            try:
-                meta, hu = make_sample(series, task.config)
-            except SeriesError as exc:
-                outcomes[series.key] = Outcome(reason=str(exc.reason), detail=exc.detail)
+        for part in series_tasks(task):
+            key = part.series.key
+            finished = load_series(spool_path(state, key), task.build_sha256)
+            finished = finish_series(part) if finished is None else finished
+            outcomes[key] = finished.outcome
+            if (sample := finished.sample) is None:
                 continue
-            except Exception as exc:
-                exc.add_note(f"while building series {series.series_id}")
-                raise
-            writer.add(meta, hu)
-            outcomes[series.key] = Outcome(reason=str(Reason.OK), flags=meta.flags)
-            histogram += hu_histogram(hu)
-            if series.key in task.previews:
-                previews[series.key] = preview(hu, meta.spacing_zyx_mm)
-        if any(o.reason == Reason.OK for o in outcomes.values()):
+            writer.add_stored(sample.members, sample.index_row, sample.chunk_row)
+            histogram += np.array(finished.hu_histogram)
+            if finished.preview is not None:
+                previews[key] = finished.preview
+        if writer.samples:
             shard = writer.close()
     result = GroupResult(
         build_sha256=task.build_sha256,
@@ -152,7 +156,62 @@ def _build_group(task: GroupTask) -> GroupResult:
         hu_histogram=histogram.tolist(),
     )
     save_result(out, result)
+    for key in outcomes:
+        spool_path(state, key).unlink(missing_ok=True)
     return result
+
+
+def shared_parts(task: GroupTask) -> list[SeriesTask]:
+    """What several workers can do of a group; nothing where they would take longer to start."""
+    voxels = sum(series.estimated_voxels for series in task.group.series)
+    return series_tasks(task) if voxels >= SHARED_FROM_VOXELS else []
+
+
+def series_tasks(task: GroupTask) -> list[SeriesTask]:
+    """The parts of a group, in the order of its shard."""
+    return [
+        SeriesTask(
+            series=series,
+            out=task.out,
+            config=task.config,
+            build_sha256=task.build_sha256,
+            preview=series.key in task.previews,
+        )
+        for series in task.group.series
+    ]
+
+
+def spool_series(task: SeriesTask) -> None:
+    """Prepare a series and keep it for `build_group`, unless an earlier run did.
+
+    Raises:
+        IngestError: the build is over, or not in sight here.
+    """
+    check_build(Path(task.out), task.build_sha256)
+    path = spool_path(Path(task.out) / STATE_FOLDER, task.series.key)
+    if load_series(path, task.build_sha256) is None:
+        save_series(path, finish_series(task), task.build_sha256)
+
+
+def finish_series(task: SeriesTask) -> FinishedSeries:
+    """Read, prepare and encode a series, or say why it is refused.
+
+    Anything unexpected is raised, with a note that names the series.
+    """
+    series = task.series
+    try:
+        meta, hu = make_sample(series, task.config)
+    except SeriesError as exc:
+        return FinishedSeries(outcome=Outcome(reason=str(exc.reason), detail=exc.detail))
+    except Exception as exc:
+        exc.add_note(f"while building series {series.series_id}")
+        raise
+    return FinishedSeries(
+        outcome=Outcome(reason=str(Reason.OK), flags=meta.flags),
+        sample=encode_sample(meta, hu, task.config.profile),
+        hu_histogram=hu_histogram(hu).tolist(),
+        preview=preview(hu, meta.spacing_zyx_mm) if task.preview else None,
+    )
 
 
 def make_sample(series: Series, config: BuildConfig) -> tuple[SampleMeta, Int16[ndarray, "z y x"]]:

@@ -8,7 +8,8 @@ import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ingest.errors import IngestError
 
@@ -16,14 +17,27 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 T = TypeVar("T")
+P = TypeVar("P")
 R = TypeVar("R")
 
 WAITING_TASKS = 2
 """Tasks handed out per worker, one at work and one in wait: a large archive is not all queued."""
+SPLIT_BELOW = 4
+"""Tasks per worker below which they are split: with more, few workers are idle at the end."""
 LOOK_S = 2.0
 """How often a run that waits for a result looks whether anyone is still at work on it."""
 GONE_S = 60.0
 """A cluster without any worker for this long is given up: batch systems may restart them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Generic[T, P]):
+    """How several workers share an item: its parts are done first, each wherever there is room."""
+
+    task: Callable[[P], None]
+    """Does a part and keeps the result where the item's own task finds it."""
+    parts: Callable[[T], Sequence[P]]
+    """None where an item is too little to be shared."""
 
 
 def run_tasks(
@@ -32,6 +46,7 @@ def run_tasks(
     workers: int,
     scheduler: str | None = None,
     complaint: Callable[[], str] | None = None,
+    split: Split[T, Any] | None = None,
 ) -> Generator[R, None, None]:
     """Apply ``task`` to every item; results come as they are ready.
 
@@ -44,24 +59,26 @@ def run_tasks(
         workers: local processes to start; with one of them, or one item, the work is done here.
         scheduler: address of a running Dask scheduler, whose workers are used instead.
         complaint: run on each worker of that cluster first; says why it cannot do the work, or "".
+        split: how to share out items that are too few for the workers.
 
     Raises:
         UsageError: no scheduler answers at that address, or its workers cannot do the work.
         IngestError: workers died, most likely for want of memory, or the scheduler did.
     """
-    workers = min(workers, len(items))
     if not items:
         return
+    shares = [len(split.parts(item)) if split else 0 for item in items]
+    workers = min(workers, sum(max(1, share) for share in shares))
     if scheduler is not None:
         from ingest.cluster import join_cluster
 
         with join_cluster(scheduler, complaint) as client:
-            yield from _spread(client, task, items)
+            yield from _spread(client, task, items, split)
     elif workers <= 1:
         yield from map(task, items)
     else:
         with _local_cluster(workers) as client:
-            yield from _spread(client, task, items)
+            yield from _spread(client, task, items, split)
 
 
 @contextmanager
@@ -99,20 +116,28 @@ def _local_cluster(workers: int) -> Iterator[Client]:
         yield client
 
 
-def _spread(client: Client, task: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def _spread(
+    client: Client, task: Callable[[T], R], items: Sequence[T], split: Split[T, Any] | None
+) -> Iterator[R]:
     """Hand out a few tasks per worker of the cluster, and one more for each that comes back."""
     done: queue.SimpleQueue[Future] = queue.SimpleQueue()
     running: set[Future] = set()
     waiting = iter(items)
+    workers = max(1, len(client.nthreads()))
+    if len(items) >= SPLIT_BELOW * workers:
+        split = None
 
     def hand_out(count: int) -> None:
         for item in itertools.islice(waiting, count):
-            future = client.submit(task, item, pure=False)
+            # Dask keeps the parts as long as the item's own task waits for them.
+            parts = split.parts(item) if split else ()
+            done_parts = [client.submit(split.task, p, pure=False) for p in parts] if split else []
+            future = client.submit(_after, done_parts, task, item, pure=False)
             running.add(future)
             future.add_done_callback(done.put)
 
     try:
-        hand_out(WAITING_TASKS * max(1, len(client.nthreads())))
+        hand_out(WAITING_TASKS * workers)
         while running:
             future = _next_done(client, done)
             running.discard(future)
@@ -126,6 +151,11 @@ def _spread(client: Client, task: Callable[[T], R], items: Sequence[T]) -> Itera
         if running and client.status == "running":
             with suppress(Exception):
                 client.cancel(list(running), force=True)
+
+
+def _after(parts: Sequence[None], task: Callable[[T], R], item: T) -> R:
+    """``task``, once Dask has all its parts done."""
+    return task(item)
 
 
 def _next_done(client: Client, done: queue.SimpleQueue[Future]) -> Future:

@@ -45,7 +45,7 @@ from shards.schema import (
 )
 from shards.sidecars import dali_idx, kerchunk_refs
 from shards.tables import Row, chunk_row, index_row, parquet_bytes
-from shards.tar import TarWriter
+from shards.tar import Member, TarWriter
 from shards.versions import index_schema, lowest_version, manifest_bytes
 
 
@@ -56,6 +56,50 @@ class ShardResult:
     entry: ShardEntry
     index_rows: list[Row]
     chunk_rows: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """A sample as stored, before it has a place in a shard."""
+
+    members: list[tuple[str, bytes]]
+    """Names and data, in their order."""
+    index_row: Row
+    """Shard and offset are not known yet: empty and 0."""
+    chunk_row: Row
+
+
+def encode_sample(meta: SampleMeta, hu: Int16[ndarray, "z y x"], profile: str) -> EncodedSample:
+    """Encode a sample; ``ShardWriter.add_stored`` takes it.
+
+    Raises:
+        ValueError: ``meta`` does not describe ``hu``, or the key cannot be used.
+    """
+    _check_sample(meta, hu)
+    encoded = encode_volume(hu, profile)
+    name = f"{meta.key}.{DATA_SUFFIX}"
+    return EncodedSample(
+        members=[
+            (f"{meta.key}.{META_SUFFIX}", dump_json(meta)),
+            (f"{meta.key}.{ZARR_SUFFIX}", encoded.zarr_json),
+            (name, encoded.zshard),
+        ],
+        index_row=index_row(meta, "", Member(name=name, offset=0, nbytes=len(encoded.zshard))),
+        chunk_row=chunk_row(
+            meta.key, encoded.chunk_offsets, encoded.chunk_nbytes, encoded.air_mask
+        ),
+    )
+
+
+def _check_sample(meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> None:
+    if not KEY_PATTERN.fullmatch(meta.key):
+        raise ValueError(f"key {meta.key!r} is not {KEY_PATTERN.pattern}")
+    if tuple(meta.shape_zyx) != hu.shape:
+        raise ValueError(f"{meta.key}: shape {hu.shape}, but its record says {meta.shape_zyx}")
+    if hu.min() < HU_MIN or hu.max() > HU_MAX:
+        raise ValueError(f"{meta.key}: HU {hu.min()}..{hu.max()} leave {HU_MIN}..{HU_MAX}")
+    if content_sha256(hu, np.array(meta.affine, dtype=np.float64)) != meta.content_sha256:
+        raise ValueError(f"{meta.key}: content_sha256 is not that of its voxels and affine")
 
 
 class ShardWriter:
@@ -97,16 +141,28 @@ class ShardWriter:
         Raises:
             ValueError: ``meta`` does not describe ``hu``, or the key cannot be used.
         """
-        self._check(meta, hu)
-        encoded = encode_volume(hu, self._profile)
-        self._tar.add(f"{meta.key}.{META_SUFFIX}", dump_json(meta))
-        self._tar.add(f"{meta.key}.{ZARR_SUFFIX}", encoded.zarr_json)
-        data = self._tar.add(f"{meta.key}.{DATA_SUFFIX}", encoded.zshard)
-        self._index_rows.append(index_row(meta, self._name, data))
-        self._chunk_rows.append(
-            chunk_row(meta.key, encoded.chunk_offsets, encoded.chunk_nbytes, encoded.air_mask)
-        )
-        self._keys.add(meta.key)
+        sample = encode_sample(meta, hu, self._profile)
+        self.add_stored(sample.members, sample.index_row, sample.chunk_row)
+
+    def add_stored(self, members: Sequence[tuple[str, bytes]], index_row: Row, chunks: Row) -> None:
+        """Append a sample that is encoded already, byte for byte.
+
+        Args:
+            members: names and data of its members, in their order.
+            index_row: its row in the index; shard and offset are made anew.
+            chunks: its row in the chunk table.
+
+        Raises:
+            ValueError: the key is in this shard already.
+        """
+        key = index_row["key"]
+        if key in self._keys:
+            raise ValueError(f"key {key!r} is already in {self._name}")
+        written = {name: self._tar.add(name, data) for name, data in members}
+        offset = written[f"{key}.{DATA_SUFFIX}"].offset
+        self._index_rows.append(index_row | {"shard": self._name, "offset": offset})
+        self._chunk_rows.append(chunks)
+        self._keys.add(key)
         failpoint("sample_added")
 
     def close(self) -> ShardResult:
@@ -139,18 +195,6 @@ class ShardWriter:
             refs=refs,
         )
         return ShardResult(entry=entry, index_rows=self._index_rows, chunk_rows=self._chunk_rows)
-
-    def _check(self, meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> None:
-        if not KEY_PATTERN.fullmatch(meta.key):
-            raise ValueError(f"key {meta.key!r} is not {KEY_PATTERN.pattern}")
-        if meta.key in self._keys:
-            raise ValueError(f"key {meta.key!r} is already in {self._name}")
-        if tuple(meta.shape_zyx) != hu.shape:
-            raise ValueError(f"{meta.key}: shape {hu.shape}, but its record says {meta.shape_zyx}")
-        if hu.min() < HU_MIN or hu.max() > HU_MAX:
-            raise ValueError(f"{meta.key}: HU {hu.min()}..{hu.max()} leave {HU_MIN}..{HU_MAX}")
-        if content_sha256(hu, np.array(meta.affine, dtype=np.float64)) != meta.content_sha256:
-            raise ValueError(f"{meta.key}: content_sha256 is not that of its voxels and affine")
 
     def __enter__(self) -> ShardWriter:
         return self
