@@ -51,16 +51,16 @@ def reference(raw, tmp_path_factory):
 
 def test_one_group_is_shared_by_two_workers(raw, reference, tmp_path, monkeypatch):
     shared = []
-    real = ingest.workers.Split
+    real = ingest.work.shared_parts
 
-    def note(**keywords):
-        split = real(**keywords)
-        shared.append(split.task)
-        return split
+    def note(task):
+        shared.append(len(real(task)))
+        return real(task)
 
-    monkeypatch.setattr(ingest.pipeline, "Split", note)
+    monkeypatch.setattr(ingest.pipeline, "shared_parts", note)
+    monkeypatch.setattr(ingest.work, "SHARED_FROM_VOXELS", 1)
     manifest = run(raw, tmp_path / "out", workers=2)
-    assert shared == [spool_series]
+    assert set(shared) == {PATIENTS}
     assert len(manifest.shards) == 1
     assert contents(tmp_path / "out") == reference
 
