@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-from ingest.stack import REGRIDDED
-from ingest.words import sentence
+from ingest.report_lists import flagged_html, refused_html, tally
 from shards.schema import HU_MAX, HU_MIN, Contract, Totals
 
-MAX_PREVIEWS = 200
-"""Volumes shown: beyond this the page would grow past what a browser opens at once."""
-_SPACING_EDGES_MM = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0)
+MAX_PREVIEWS = 240
+"""Volumes shown: about 30 kB each, so that a browser opens the page at once. They are the first by
+key, and keys are keyed digests: a fair sample of all."""
+PREVIEWS_PER_PAGE = 24
+"""Volumes that open at once; no other file is needed for the rest, so none can go stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +37,35 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """The page, a function of ``data`` alone."""
-    accepted = [row for row in data.rows if row["verdict"] == "accepted"]
-    slice_mm = [row["spacing_zyx_mm"][0] for row in accepted]
-    pixel_mm = [row["spacing_zyx_mm"][2] for row in accepted]
+    rows = tally(data.rows)
     page = Template(files("ingest").joinpath("report.template.html").read_text())
     return page.substitute(
-        headline=f"{data.totals.samples} CT volume{'s' * (data.totals.samples != 1)}",
-        accounting=_accounting(data.totals) + _regridded(accepted),
+        headline=f"{data.totals.samples:,} CT volume{'s' * (data.totals.samples != 1)}",
+        accounting=_accounting(data.totals) + _regridded(rows.geometry),
         cards=_cards(data.totals),
-        refused=_refused(data.rows),
-        slice_chart=_bars(*_binned(slice_mm), caption="Distance between slices as scanned, mm"),
-        pixel_chart=_bars(*_binned(pixel_mm), caption="Pixel spacing as scanned, mm"),
+        refused=refused_html(rows.refused),
+        flagged=flagged_html(rows.flagged),
+        slice_chart=_bars(*rows.slice_mm.bars, caption="Distance between slices as scanned, mm"),
+        pixel_chart=_bars(*rows.pixel_mm.bars, caption="Pixel spacing as scanned, mm"),
         hu_chart=_bars(
             *_hu_bars(data.hu_histogram), caption="Stored voxels by HU, square-root scale"
         ),
         volumes=_volumes(data),
         contract=_contract(data.contract),
     )
+
+
+def scaled(number: float, step: int, units: Sequence[str]) -> str:
+    """A large number in a unit in which it is short.
+
+    >>> scaled(2_500_000, 1000, ("", "thousand", "million"))
+    '2.5 million'
+    """
+    power = 0
+    while number >= step and power < len(units) - 1:
+        number /= step
+        power += 1
+    return f"{number:,.{min(power, 1)}f} {units[power]}".strip()
 
 
 def _accounting(totals: Totals) -> str:
@@ -63,9 +75,8 @@ def _accounting(totals: Totals) -> str:
     )
 
 
-def _regridded(accepted: Sequence[Mapping[str, Any]]) -> str:
+def _regridded(counts: Mapping[str, int]) -> str:
     """A sentence on the volumes whose slices were no regular grid; empty where there are none."""
-    counts = Counter(row["geometry"] for row in accepted if row["geometry"] in REGRIDDED)
     if not counts:
         return ""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
@@ -77,41 +88,12 @@ def _cards(totals: Totals) -> str:
         ("volumes", f"{totals.samples:,}"),
         ("trainable", f"{totals.trainable:,}"),
         ("refused series and files", f"{totals.series_refused:,}"),
-        ("shard data", f"{totals.shard_bytes / 2**20:,.1f} MiB"),
-        ("voxels", f"{totals.voxels / 1e6:,.1f} M"),
+        ("shard data", scaled(totals.shard_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))),
+        ("voxels", scaled(totals.voxels, 1000, ("", "thousand", "million", "billion", "trillion"))),
     )
     return "".join(
         f"<div class=card><b>{value}</b><span>{name}</span></div>" for name, value in facts
     )
-
-
-def _refused(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Table of reasons, the most frequent first."""
-    series: Counter[str] = Counter()
-    inputs: Counter[str] = Counter()
-    for row in rows:
-        if row["verdict"] == "refused":
-            series[row["reason"]] += 1
-            inputs[row["reason"]] += row["n_files"]
-    if not series:
-        return "<p>Nothing was refused.</p>"
-    lines = [
-        f"<tr><td>{html.escape(sentence(reason))}</td><td><code>{html.escape(reason)}</code></td>"
-        f"<td class=n>{count:,}</td><td class=n>{inputs[reason]:,}</td></tr>"
-        for reason, count in sorted(series.items(), key=lambda item: (-item[1], item[0]))
-    ]
-    head = "<tr><th>Why</th><th>Code</th><th class=n>Series</th><th class=n>Files</th></tr>"
-    return f"<table>{head}{''.join(lines)}</table>"
-
-
-def _binned(values: Sequence[float]) -> tuple[list[float], list[str]]:
-    """Counts and labels over the spacing bins; the last bin is open."""
-    edges = _SPACING_EDGES_MM
-    counts = [0.0] * len(edges)
-    for value in values:
-        # A hair of tolerance keeps 2.5 mm computed from positions in the bin that 2.5 opens.
-        counts[sum(value + 1e-4 >= edge for edge in edges[1:])] += 1
-    return counts, [f"{edge:g}" for edge in edges]
 
 
 def _hu_bars(histogram: Sequence[int]) -> tuple[list[float], list[str]]:
@@ -145,22 +127,34 @@ def _bars(heights: Sequence[float], labels: Sequence[str], caption: str) -> str:
 
 
 def _volumes(data: ReportData) -> str:
-    """Three planes of each volume, in the order of keys."""
-    figures = []
-    for row in sorted(data.samples, key=lambda r: str(r["key"])):
-        if (png := data.previews.get(row["key"])) is None:
-            continue
-        shape = " \N{MULTIPLICATION SIGN} ".join(str(n) for n in row["shape_zyx"])
-        spacing = " \N{MULTIPLICATION SIGN} ".join(f"{mm:.3g}" for mm in row["spacing_zyx_mm"])
-        note = "" if row["trainable"] else " · too small to train on"
-        figures.append(
-            f'<figure class=volume><img alt="axial, coronal and sagittal plane" '
-            f'src="data:image/png;base64,{png}"><figcaption><code>{html.escape(row["key"])}</code><br>'
-            f"{shape} voxels (z, y, x) at {spacing} mm{note}</figcaption></figure>"
+    """Three planes of each volume, in the order of keys, a page of them at a time."""
+    shown = sorted(
+        (row for row in data.samples if row["key"] in data.previews),
+        key=lambda row: str(row["key"]),
+    )
+    shown = shown[:MAX_PREVIEWS]
+    pages = []
+    for start in range(0, len(shown), PREVIEWS_PER_PAGE):
+        page = shown[start : start + PREVIEWS_PER_PAGE]
+        figures = "".join(_volume(row, data.previews[row["key"]]) for row in page)
+        pages.append(
+            f"<details{' open' if start == 0 else ''}><summary>Volumes {start + 1} to "
+            f"{start + len(page)}</summary><div class=grid>{figures}</div></details>"
         )
-    hidden = len(data.samples) - len(figures)
-    more = f"<p>and {hidden:,} more</p>" if hidden else ""
-    return f"<div class=grid>{''.join(figures)}</div>{more}"
+    hidden = len(data.samples) - len(shown)
+    more = f"<p>and {hidden:,} more; <code>ingest inspect</code> shows them</p>" if hidden else ""
+    return "".join(pages) + more
+
+
+def _volume(row: Mapping[str, Any], png: str) -> str:
+    shape = " \N{MULTIPLICATION SIGN} ".join(str(n) for n in row["shape_zyx"])
+    spacing = " \N{MULTIPLICATION SIGN} ".join(f"{mm:.3g}" for mm in row["spacing_zyx_mm"])
+    note = "" if row["trainable"] else " · too small to train on"
+    return (
+        f'<figure class=volume><img alt="axial, coronal and sagittal plane" '
+        f'src="data:image/png;base64,{png}"><figcaption><code>{html.escape(row["key"])}</code><br>'
+        f"{shape} voxels (z, y, x) at {spacing} mm{note}</figcaption></figure>"
+    )
 
 
 def _contract(contract: Contract) -> str:

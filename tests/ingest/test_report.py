@@ -1,6 +1,9 @@
 import base64
 import io
 import re
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +12,8 @@ from PIL import Image
 
 from ingest.errors import Reason
 from ingest.montage import HIGH_HU, LOW_HU, montage, planes, png_bytes, strip
-from ingest.report import MAX_PREVIEWS, ReportData, render_report
+from ingest.report import MAX_PREVIEWS, PREVIEWS_PER_PAGE, ReportData, render_report
+from ingest.report_lists import EXAMPLES
 from ingest.words import SENTENCES
 from shards.schema import Contract, MustMatch, Recorded, Totals
 
@@ -40,15 +44,19 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def row(reason="ok", n_files=1, spacing=(2.5, 0.7, 0.7), key=None):
+def row(reason="ok", n_files=1, spacing=(2.5, 0.7, 0.7), key=None, **more):
     return {
+        "series_id": "s",
+        "detail": "",
+        "n_slices": 0,
+        "flags": [],
         "verdict": "accepted" if reason == "ok" else "refused",
         "reason": reason,
         "n_files": n_files,
         "spacing_zyx_mm": spacing if reason == "ok" else None,
         "geometry": "uniform" if reason == "ok" else "",
         "key": key,
-    }
+    } | more
 
 
 def sample(key, trainable=True):
@@ -107,6 +115,69 @@ def test_what_was_regridded_is_counted():
     text = " ".join(Page(render_report(data(rows, []))).words)
     assert "true slice positions: 1 missing_slices, 2 tilted." in text
     assert "regular grid" not in " ".join(Page(render_report(data([row()], []))).words)
+
+
+def test_flagged_series_say_what_was_measured():
+    rows = [
+        row(flags=["tilted"], detail="tilt of 18.5 degrees", series_id="a1"),
+        row(flags=["tilted", "lossy"], detail="<b>", series_id="a2"),
+        row(),
+    ]
+    page = render_report(data(rows, []))
+    text = " ".join(Page(page).words)
+    assert re.search(r"tilted\s+2 series.*a1\s+tilt of 18.5 degrees.*lossy\s+1 series", text, re.S)
+    assert "&lt;b&gt;" in page
+    assert "Nothing was noticed" in render_report(data([row()], []))
+
+
+def test_examples_are_the_first_by_id_whatever_the_order():
+    rows = [row("localizer", series_id=f"s{n:03d}", detail=f"d{n}.") for n in range(EXAMPLES + 5)]
+    page = render_report(data(rows, []))
+    assert page == render_report(data(rows[::-1], []))
+    assert "s000" in page
+    assert f"s{EXAMPLES - 1:03d}" in page
+    assert f"s{EXAMPLES:03d}" not in page
+    assert "and 5 more in" in page
+
+
+class Many(Sequence):
+    """Rows of a large dataset, made as they are read: the test holds none of them."""
+
+    def __init__(self, count, make):
+        self.count, self.make = count, make
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, n):
+        if n >= self.count:
+            raise IndexError
+        return self.make(n)
+
+
+def test_page_and_memory_do_not_grow_with_the_archive(unchecked):
+    reasons = [reason for reason in Reason if reason != Reason.OK]
+    long = "x" * 200
+
+    def series(n):
+        if n % 3:
+            return row(flags=[f"flag_{n % 30}"], series_id=f"{n:024x}", detail=long)
+        return row(reasons[n % len(reasons)], series_id=f"{n:024x}", detail=long)
+
+    keys = [f"k{n:04d}" for n in range(MAX_PREVIEWS)]
+
+    def page(count):
+        totals = data([], [sample(k) for k in keys], {k: "QUJD" * 10_000 for k in keys})
+        tracemalloc.start()
+        html = render_report(replace(totals, rows=Many(count, series)))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return html, peak
+
+    small, small_peak = page(3_000)
+    large, large_peak = page(30_000)
+    assert len(large) < 1.01 * len(small) < 20 << 20
+    assert large_peak < 1.1 * small_peak
 
 
 def test_every_reason_has_its_sentence():
@@ -172,6 +243,9 @@ def test_previews_are_capped_and_the_rest_counted():
     )
     assert page.count("<img") == MAX_PREVIEWS
     assert "and 7 more" in page
+    pages = page.split("<summary>Volumes ")[1:]
+    assert [part.count("<img") for part in pages] == [PREVIEWS_PER_PAGE] * 10
+    assert page.count("<details open>") == 1  # the browser lays out one page of them at a time
     assert page.index("k0000") < page.index("k0001") < page.index("k0199")
 
 
