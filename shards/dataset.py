@@ -17,6 +17,7 @@ from numpy import ndarray
 from shards.codec import decode_volume
 from shards.digest import sha256
 from shards.errors import CorruptShardError, NotADatasetError
+from shards.generations import COMMITTED
 from shards.plan import PlanSamples
 from shards.profiles import get_profile
 from shards.schema import (
@@ -99,7 +100,10 @@ class Dataset:
         index: ``index.parquet``, one row a sample, with the columns of the newest version.
     """
 
-    def __init__(self, url: str, store: Store, manifest: Manifest, index: pa.Table) -> None:
+    def __init__(
+        self, url: str, store: Store, manifest: Manifest, index: pa.Table, tables: str = ""
+    ) -> None:
+        self._tables = tables
         self.url = url
         self.store = store
         self.manifest = manifest
@@ -110,6 +114,8 @@ class Dataset:
     def open(cls, url: str | Path) -> Dataset:
         """Open a folder or URL: two requests, for the manifest and the index.
 
+        A dataset that is just changing opens as the old generation or as the new one.
+
         Raises:
             NotADatasetError: no dataset there.
             FormatVersionError: another format or version.
@@ -117,11 +123,10 @@ class Dataset:
             ShardError: the storage cannot be used.
         """
         store = open_store(url)
-        manifest = read_manifest(store, url)
-        where = f"{url}: {INDEX}"
-        data = _checked_index(store, manifest, where)
-        index = read_index(data, manifest.format_version, where)
-        return cls(str(url), store, manifest, index)
+        found = read_generation(store, url)
+        manifest, where = found.manifest, f"{url}: {INDEX}"
+        index = read_index(_checked_index(found, where), manifest.format_version, where)
+        return cls(str(url), store, manifest, index, found.tables)
 
     def __len__(self) -> int:
         return int(self.index.num_rows)
@@ -138,6 +143,20 @@ class Dataset:
         """Sample keys, in index order."""
         keys: list[str] = self.index["key"].to_pylist()
         return keys
+
+    def meta(self, key: str) -> SampleMeta:
+        """The record of one sample alone: a small range.
+
+        Raises:
+            KeyError: no such sample.
+            CorruptShardError: its bytes are not as written.
+        """
+        shard = self.index["shard"][self._row_of[key]].as_py()
+        members = self._members(shard).get(key, {})
+        if (member := members.get(META_SUFFIX)) is None:
+            raise CorruptShardError(f"{idx_name(shard)}: lacks sample {key}")
+        data = get_range(self.store, shard, member.offset, member.nbytes)
+        return load_json(bytes(data), SampleMeta, f"{shard}: {member.name}")
 
     def sample(self, key: str) -> Sample:
         """Read one sample: its shard's index (once), then one range.
@@ -173,19 +192,34 @@ class Dataset:
         Raises:
             CorruptShardError: ``chunks.parquet`` is not as described.
         """
-        wanted = range(len(self.manifest.shards)) if shards is None else shards
-        try:
-            parquet = pq.ParquetFile(RangeFile(self.store, CHUNKS))
-            check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
-            table = parquet.read_row_groups(list(wanted))
-        except (pa.ArrowException, OSError, IndexError) as exc:
-            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+        table = self.chunk_table(shards)
         return ChunkTable(
             keys=table["key"].to_pylist(),
             offsets=_ragged(table["chunk_offsets"]),
             nbytes=_ragged(table["chunk_nbytes"]),
             air_mask=_ragged(table["air_mask"]),
         )
+
+    def chunk_table(self, shards: Sequence[int] | None = None) -> pa.Table:
+        """Rows of ``chunks.parquet`` of some shards (positions in the manifest), or of all.
+
+        Raises:
+            CorruptShardError: it is not as described, or of another generation than the index.
+        """
+        wanted = list(range(len(self.manifest.shards)) if shards is None else shards)
+        try:
+            parquet = pq.ParquetFile(self._chunk_file())
+            check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
+            table = parquet.read_row_groups(wanted)
+        except (pa.ArrowException, OSError, IndexError) as exc:
+            self._check_unchanged()
+            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+        # A row of a key never changes, so equal keys are enough to know the generation's own table.
+        expected = [key for shard in wanted for key in self._keys_of[shard]]
+        if table["key"].to_pylist() != expected:
+            self._check_unchanged()
+            raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
+        return table
 
     def plan_samples(self, chunks: ChunkTable | None = None) -> PlanSamples:
         """What planning needs of every sample, in index order.
@@ -195,8 +229,6 @@ class Dataset:
         """
         chunks = self.chunk_rows() if chunks is None else chunks
         keys = self.keys()
-        if chunks.keys != keys:
-            raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
         numbers = {shard.name: n for n, shard in enumerate(self.manifest.shards)}
         shard_number = [numbers[name] for name in self.index["shard"].to_pylist()]
         shapes = self.index["shape_zyx"].combine_chunks().flatten().to_numpy()
@@ -212,6 +244,30 @@ class Dataset:
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys())}
+
+    @cached_property
+    def _keys_of(self) -> list[list[str]]:
+        """Keys of each shard, by its position in the manifest."""
+        by_name: dict[str, list[str]] = {shard.name: [] for shard in self.manifest.shards}
+        for key, shard in zip(self.keys(), self.index["shard"].to_pylist(), strict=True):
+            by_name[shard].append(key)
+        return list(by_name.values())
+
+    def _check_unchanged(self) -> None:
+        """Raise CorruptShardError if the dataset is in another generation by now."""
+        now = read_generation(self.store, self.url).manifest
+        if now != self.manifest:
+            raise CorruptShardError(
+                f"{self.url}: was opened as generation {self.manifest.generation} and is generation "
+                f"{now.generation} now; open it again"
+            )
+
+    def _chunk_file(self) -> RangeFile:
+        try:
+            return RangeFile(self.store, self._tables + CHUNKS)
+        except FileNotFoundError:
+            # The change that was going on when this was opened is complete by now.
+            return RangeFile(self.store, CHUNKS)
 
     def _read_idx(self, shard: str) -> dict[str, dict[str, Member]]:
         name = idx_name(shard)
@@ -239,6 +295,61 @@ def read_manifest(store: Store, url: str | Path) -> Manifest:
     return load_manifest(data, f"{url}: {MANIFEST}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One state of a dataset: its manifest, its index, and where its tables are."""
+
+    manifest: Manifest
+    index: bytes | None
+    """Content of ``index.parquet``, unchecked; None when it is missing."""
+    tables: str
+    """Put before the names of the tables and the report."""
+
+
+def read_generation(store: Store, url: str | Path) -> Generation:
+    """The generation that the dataset in ``store`` is in, also while a writer changes it.
+
+    Raises:
+        NotADatasetError, FormatVersionError, CorruptShardError: see ``read_manifest``.
+    """
+    manifest = read_manifest(store, url)
+    while True:
+        index = _get(store, INDEX)
+        if _is_index_of(manifest, index):
+            return Generation(manifest=manifest, index=index, tables="")
+        # Either the files are just changing, or have changed since the manifest was read, or the
+        # index is broken.
+        if (decided := _read_decided(store, url)) is not None:
+            return decided
+        before, manifest = manifest, read_manifest(store, url)
+        if manifest == before:
+            return Generation(manifest=manifest, index=index, tables="")
+
+
+def _read_decided(store: Store, url: str | Path) -> Generation | None:
+    """The generation whose files are just taking their places; None when there is none."""
+    tables = f"{COMMITTED}/"
+    data, index = _get(store, tables + MANIFEST), _get(store, tables + INDEX)
+    if data is None or index is None:
+        return None
+    manifest = load_manifest(data, f"{url}: {tables}{MANIFEST}")
+    if not _is_index_of(manifest, index):
+        return None
+    return Generation(manifest=manifest, index=index, tables=tables)
+
+
+def _is_index_of(manifest: Manifest, index: bytes | None) -> bool:
+    named = [entry.sha256 for entry in manifest.files if entry.name == INDEX]
+    return index is not None and named == [sha256(index)]
+
+
+def _get(store: Store, path: str) -> bytes | None:
+    try:
+        return get(store, path)
+    except FileNotFoundError:
+        return None
+
+
 def file_entry(manifest: Manifest, name: str) -> FileEntry:
     """What the manifest says of file ``name``; CorruptShardError when it names no such file."""
     for entry in manifest.files:
@@ -247,14 +358,12 @@ def file_entry(manifest: Manifest, name: str) -> FileEntry:
     raise CorruptShardError(f"{MANIFEST}: names no {name}")
 
 
-def _checked_index(store: Store, manifest: Manifest, where: str) -> bytes:
+def _checked_index(found: Generation, where: str) -> bytes:
     """The index's bytes: planning from another dataset's index would read garbage."""
-    entry = file_entry(manifest, INDEX)
-    try:
-        data = get(store, INDEX)
-    except FileNotFoundError as exc:
-        raise CorruptShardError(f"{where}: missing; copy the dataset again") from exc
-    if sha256(data) != entry.sha256:
+    data = found.index
+    if data is None:
+        raise CorruptShardError(f"{where}: missing; copy the dataset again")
+    if sha256(data) != file_entry(found.manifest, INDEX).sha256:
         raise CorruptShardError(
             f"{where}: SHA-256 is not that in {MANIFEST}; copy the dataset again, "
             "or run `ingest verify` to see what else differs"

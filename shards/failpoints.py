@@ -29,7 +29,17 @@ BUILD_FAILPOINTS = (
     "before_rename",
 )
 """Of ``ingest build-shards``, in the order of a build; the last is in every atomic write."""
-FAILPOINTS = frozenset(BUILD_FAILPOINTS)
+COMMIT_FAILPOINTS = (
+    "staged",
+    "decided",
+    "shard_moved",
+    "file_replaced",
+    "manifest_replaced",
+    "stale_removed",
+    "decision_removed",
+)
+"""Of a new generation of a dataset, in the order of ``shards.generations``."""
+FAILPOINTS = frozenset(BUILD_FAILPOINTS + COMMIT_FAILPOINTS)
 
 _visits: Counter[str] = Counter()
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.dataset import file_entry, read_manifest
+from shards.dataset import file_entry, read_generation
 from shards.digest import sha256
 from shards.errors import CorruptShardError, ShardError
 from shards.schema import (
@@ -58,12 +58,15 @@ class _Check:
 
     store: Store
     manifest: Manifest
+    tables: str
+    """Put before the names of the files in ``manifest.files``."""
     problems: list[str] = field(default_factory=list)
 
     def file(self, entry: FileEntry) -> bytes | None:
         """A whole file; a wrong one is still returned, so that one problem does not hide others."""
+        place = self.tables if entry in self.manifest.files else ""
         try:
-            data = get(self.store, entry.name)
+            data = get(self.store, place + entry.name)
         except FileNotFoundError:
             self.problems.append(f"{entry.name}: missing")
             return None
@@ -97,7 +100,8 @@ def verify(url: str | Path, progress: Callable[[str], None] | None = None) -> Ve
         CorruptShardError: the manifest itself cannot be read.
     """
     store = open_store(url)
-    check = _Check(store, read_manifest(store, url))
+    found = read_generation(store, url)
+    check = _Check(store, found.manifest, found.tables)
     check.problems += _manifest_problems(check.manifest)
     check.problems += _stray_files(check)
     _check_report(check)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int16
 from numpy import ndarray
 
@@ -56,6 +57,16 @@ class ShardResult:
     entry: ShardEntry
     index_rows: list[Row]
     chunk_rows: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShard:
+    """A shard of an earlier generation, or of another dataset, as it is published again."""
+
+    entry: ShardEntry
+    index_rows: list[Row]
+    read_chunks: Callable[[], pa.Table]
+    """Gives its rows of the chunk table, which are read one shard at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +222,7 @@ class ShardWriter:
 
 def publish(
     folder: Path,
-    results: Sequence[ShardResult],
+    results: Sequence[ShardResult | KeptShard],
     series_rows: Sequence[Row],
     report_html: bytes,
     contract: Contract,
@@ -250,7 +261,7 @@ def publish(
     )
     tables = {
         INDEX: parquet_bytes([index_rows], index_schema(version)),
-        CHUNKS: parquet_bytes((result.chunk_rows for result in ordered), CHUNKS_SCHEMA),
+        CHUNKS: parquet_bytes(map(_chunk_rows, ordered), CHUNKS_SCHEMA),
         SERIES: parquet_bytes([series_rows], SERIES_SCHEMA),
         REPORT: report_html,
     }
@@ -280,6 +291,10 @@ def _write_table(path: Path, data: bytes) -> FileEntry:
     entry = write_atomic(path, data)
     failpoint("table_written")
     return entry
+
+
+def _chunk_rows(result: ShardResult | KeptShard) -> Sequence[Row] | pa.Table:
+    return result.chunk_rows if isinstance(result, ShardResult) else result.read_chunks()
 
 
 def _check_unique(names: Sequence[str], what: str) -> None:
