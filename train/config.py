@@ -85,8 +85,10 @@ class RunRecord:
     git_commit: str | None
     """Commit of the source tree, ``-dirty`` appended when it had changes; None when installed."""
     torch_version: str
+    generation: int | None = None
+    """Of the dataset; None: the run was begun before this was recorded."""
     generation_id: str
-    """Names the dataset's shards (``Manifest.generation_id``)."""
+    """Names the dataset's shards and tombstones (``Manifest.generation_id``)."""
     contract: Contract
 
 
@@ -98,6 +100,7 @@ def record_run(config: RunConfig, manifest: Manifest) -> RunRecord:
         coralbay_version=version("coralbay"),
         git_commit=_git_commit(),
         torch_version=version("torch"),
+        generation=manifest.generation,
         generation_id=manifest.generation_id,
         contract=manifest.contract,
     )

@@ -46,6 +46,8 @@ class FitSummary:
     data_wait: float
     """Share of this call's time spent waiting for data."""
     device: str
+    generation: int | None
+    """Of the dataset."""
     generation_id: str
     checkpoint: str
     metrics: str
@@ -92,12 +94,21 @@ def resume(run: Path, *, steps: int | None, watch: Watch) -> FitSummary:
     """
     record = read_run(run)
     where = record.config.shards
-    if manifest_of(where).generation_id != record.generation_id:
-        raise UsageError(
-            f"{where}: its shards are not those that {run} began with; bring them back, or start "
-            "a new run"
-        )
+    _check_generation(run, record, manifest_of(where))
     return _go_on(run, record, checkpoint.latest(run), steps=steps, watch=watch)
+
+
+def _check_generation(run: Path, record: RunRecord, now: Manifest) -> None:
+    """Raise UsageError unless the dataset is what the run began with."""
+    if now.generation_id == record.generation_id:
+        return
+    which = ""
+    if record.generation is not None and record.generation != now.generation:
+        which = f" (it is generation {now.generation}, the run used generation {record.generation})"
+    raise UsageError(
+        f"{record.config.shards}: its shards are not those that {run} began with{which}; bring "
+        "them back, or start a new run"
+    )
 
 
 def last_step(config: RunConfig, done: int, steps: int | None) -> int:
@@ -126,6 +137,8 @@ def _go_on(
     config, device = record.config, pick_device(record.config.device)
     state = new_state(config.recipe, seed=config.seed, device=device)
     with CTLoader(config.shards, config.recipe.views, loader_config(config, device)) as loader:
+        # Once more on what was opened: the dataset may have changed a moment ago.
+        _check_generation(run, record, loader.dataset.manifest)
         if saved is not None:
             _restore(saved, state, loader)
         first, last = state.step, last_step(config, state.step, steps)
@@ -204,6 +217,7 @@ def _summarise(run: Path, record: RunRecord, state: TrainState, first: int) -> F
         sets_per_s=sum(done.sets for done in now) / seconds,
         data_wait=waited / seconds,
         device=str(state.device),
+        generation=record.generation,
         generation_id=record.generation_id,
         checkpoint=str(path),
         metrics=str(run / METRICS),

@@ -57,6 +57,7 @@ def test_the_record_names_code_and_data(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "config.json").read_text())
     # sha256 of no shards at all, from `printf '' | sha256sum`.
     assert found["generation_id"].startswith("e3b0c44298fc1c149afbf4c8996fb924")
+    assert found["generation"] == 1
     assert found["coralbay_version"] == "0.1.0"
     assert found["contract"]["must_match"]["spacing_zyx_mm"] == [1.5, 1.5, 1.5]
     assert found["config"]["recipe"]["views"]["global_"]["size"] == 64

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import train.run
 from coralbay.recipes import Recipe
 from coralbay.schedules import build_schedules
 from coralbay.views import ViewRecipe, ViewSpec
-from shards.testing import write_toy_dataset
+from shards.testing import withdraw, write_toy_dataset
 from train import checkpoint, loop
 from train.config import RunConfig
 from train.errors import CheckpointError, NonFiniteError, UsageError
@@ -186,6 +187,29 @@ def test_resuming_on_other_shards_is_refused(shards: str, tmp_path: Path) -> Non
     write_toy_dataset(data, 2, shape=(70, 70, 70), seed=5)
     with pytest.raises(UsageError, match="its shards are not those"):
         resume(tmp_path / "run", steps=None, watch=Silent())
+
+
+def test_resuming_on_another_generation_names_both(shards: str, tmp_path: Path) -> None:
+    data = write_toy_dataset(tmp_path / "data", 3, shape=(70, 70, 70))
+    config = run_config(str(data), batch_size=1, total_steps=2)
+    done = start(config, tmp_path / "run", steps=1, watch=Silent())
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    assert (done.generation, record["generation"]) == (1, 1)
+    assert done.generation_id == record["generation_id"]
+    withdraw(data, ["toy-0002"])
+    with pytest.raises(UsageError, match="is generation 2, the run used generation 1"):
+        resume(tmp_path / "run", steps=None, watch=Silent())
+
+
+def test_a_dataset_that_changes_while_a_run_begins_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_toy_dataset(tmp_path / "data", 3, shape=(70, 70, 70))
+    before = train.run.manifest_of(str(data))
+    withdraw(data, ["toy-0002"])
+    monkeypatch.setattr(train.run, "manifest_of", lambda _: before)
+    with pytest.raises(UsageError, match="is generation 2, the run used generation 1"):
+        start(run_config(str(data), batch_size=1), tmp_path / "run", steps=1, watch=Silent())
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(shards: str, tmp_path: Path) -> None:
