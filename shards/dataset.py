@@ -258,8 +258,8 @@ class Dataset:
         now = read_generation(self.store, self.url).manifest
         if now != self.manifest:
             raise CorruptShardError(
-                f"{self.url}: was opened as generation {self.manifest.generation} and is generation "
-                f"{now.generation} now; open it again"
+                f"{self.url}: was opened as generation {self.manifest.generation} and is "
+                f"generation {now.generation} now; open it again"
             )
 
     def _chunk_file(self) -> RangeFile:
