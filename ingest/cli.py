@@ -14,8 +14,9 @@ from typing import Any
 import tyro
 
 from ingest.cli_build import run_build, run_scan
+from ingest.cli_fingerprint import run_fingerprint
 from ingest.cli_look import run_demo_archive, run_inspect, run_verify
-from ingest.commands import BuildShards, Command, DemoArchive, Inspect, Scan, Verify
+from ingest.commands import BuildShards, Command, DemoArchive, Fingerprint, Inspect, Scan, Verify
 from ingest.errors import IngestError, UsageError
 from ingest.exits import FAILED, USAGE
 
@@ -43,6 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
     run = {
         Scan: run_scan,
         BuildShards: run_build,
+        Fingerprint: run_fingerprint,
         Verify: run_verify,
         Inspect: run_inspect,
         DemoArchive: run_demo_archive,

@@ -20,27 +20,36 @@ if TYPE_CHECKING:
 
 def run_scan(command: Scan) -> int:
     """``ingest scan``."""
+    from ingest.choice import Choice
+    from ingest.exclude import count_excluded, read_exclusions
     from ingest.ids import load_id_key
     from ingest.output import check_sources
     from ingest.scan import ScanConfig, scan
-    from ingest.terminal import Terminal, where
+    from ingest.terminal import Terminal, describe
 
     check_sources(command.raw)
+    choice = Choice(
+        min_coverage_mm=command.min_coverage_mm,
+        select=command.select,
+        exclusions=read_exclusions(command.exclude),
+    )
     with Terminal() as terminal:
         found = scan(
             command.raw,
             load_id_key(command.id_key),
-            ScanConfig(min_slices=command.min_slices),
+            ScanConfig(min_slices=command.min_slices, choice=choice),
             terminal.files,
         )
     reasons = Counter(str(series.reason) for series in found.series)
     if command.json:
-        emit({"files": found.n_files, "series": len(found.series), "reasons": dict(reasons)})
+        record: dict[str, object] = {"files": found.n_files, "series": len(found.series)}
+        if choice.exclusions.sha256:
+            rows = [{"reason": series.reason, "detail": series.detail} for series in found.series]
+            record["excluded"] = count_excluded(rows)
+        emit(record | {"reasons": dict(reasons)})
         return DONE
     for series in found.series:
-        shape = "" if series.shape_zyx is None else " x ".join(map(str, series.shape_zyx))
-        detail = f" ({series.detail})" if series.detail else ""
-        print(f"{series.reason:<28} {series.n_files:>5} {shape:<16} {where(series.refs)}{detail}")
+        print(describe(series))
     accepted = reasons[Reason.OK]
     refused = len(found.series) - accepted
     print(f"{found.n_files} files: {accepted} series to take, {refused} refused")
@@ -50,9 +59,11 @@ def run_scan(command: Scan) -> int:
 def run_build(command: BuildShards) -> int:
     """``ingest build-shards``."""
     from ingest.config import BuildConfig, parse_spacing
+    from ingest.exclude import read_exclusions
     from ingest.ids import load_id_key
     from ingest.lock import check_free
     from ingest.output import check_paths
+    from ingest.paths import check_paths_file, write_paths
     from ingest.pipeline import Job, build, plan_build
     from ingest.terminal import Terminal
     from shards.schema import MANIFEST
@@ -61,6 +72,9 @@ def run_build(command: BuildShards) -> int:
         raise UsageError("give one RAW or more, then OUT: ingest build-shards RAW... OUT")
     raw = command.paths[:-1]
     out = check_paths(raw, command.paths[-1])
+    if command.keep_paths is not None:
+        check_paths_file(command.keep_paths, raw, out)
+    exclusions = read_exclusions(command.exclude)
     try:
         config = BuildConfig(
             spacing_zyx_mm=parse_spacing(command.spacing_mm),
@@ -69,6 +83,9 @@ def run_build(command: BuildShards) -> int:
             profile=command.profile,
             shard_mib=command.shard_mib,
             min_slices=command.min_slices,
+            min_coverage_mm=command.min_coverage_mm,
+            select=command.select,
+            heads=command.heads,
             source=command.source,
         )
         workers = (os.cpu_count() or 1) if command.workers is None else command.workers
@@ -83,13 +100,15 @@ def run_build(command: BuildShards) -> int:
     check_free(out)
     id_key = load_id_key(command.id_key)
     with Terminal() as terminal:
-        plan = plan_build(raw, config, id_key, terminal)
+        plan = plan_build(raw, config, id_key, terminal, exclusions)
         if command.dry_run:
             return _end_dry_run(plan, command.json)
+        if command.keep_paths is not None:
+            write_paths(command.keep_paths, plan.found.series)
         already = (out / MANIFEST).exists()
         manifest = build(plan, config, id_key, job, terminal)
         seconds = time.monotonic() - terminal.started
-    reasons = refused_reasons(out)
+    reasons, excluded = refused_reasons(out)
     if command.json:
         emit(
             {
@@ -99,6 +118,7 @@ def run_build(command: BuildShards) -> int:
                 "generation_id": manifest.generation_id,
                 "shards": len(manifest.shards),
                 "reasons": reasons,
+                **({"excluded": excluded} if exclusions.sha256 else {}),
                 "seconds": round(seconds, 3),
                 **asdict(manifest.totals),
             }
@@ -106,18 +126,22 @@ def run_build(command: BuildShards) -> int:
     else:
         print(f"{out}: already complete, nothing to do" if already else f"{out}: complete")
         print(closing_line(manifest, reasons, seconds))
+        if exclusions.sha256:
+            kinds = ", ".join(f"{count} by {kind}" for kind, count in excluded.items())
+            print(f"excluded: {kinds}; list {exclusions.sha256}")
     return DONE
 
 
-def refused_reasons(out: Path) -> dict[str, int]:
-    """Refused series by reason, from the dataset's own table."""
+def refused_reasons(out: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Refused series by reason, and excluded ones by what, from the dataset's own table."""
     import pyarrow.parquet as pq
 
+    from ingest.exclude import count_excluded
     from shards.schema import SERIES
 
-    table = pq.read_table(out / SERIES, columns=["verdict", "reason"]).to_pylist()
+    table = pq.read_table(out / SERIES, columns=["verdict", "reason", "detail"]).to_pylist()
     counts = Counter(row["reason"] for row in table if row["verdict"] == "refused")
-    return dict(sorted(counts.items()))
+    return dict(sorted(counts.items())), count_excluded(table)
 
 
 def closing_line(manifest: Manifest, reasons: dict[str, int], seconds: float) -> str:
@@ -135,6 +159,8 @@ def closing_line(manifest: Manifest, reasons: dict[str, int], seconds: float) ->
 
 def _end_dry_run(plan: Plan, as_json: bool) -> int:
     """Say what a build would do."""
+    from ingest.terminal import describe
+
     volumes = sum(len(group.series) for group in plan.groups)
     refused = len(plan.found.series) - volumes
     if as_json:
@@ -150,6 +176,9 @@ def _end_dry_run(plan: Plan, as_json: bool) -> int:
             }
         )
     else:
+        for series in plan.found.series:
+            if series.reason is Reason.OK:
+                print(describe(series))
         print(
             f"would build {volumes} volumes into {len(plan.groups)} shards, about "
             f"{plan.estimated_bytes / 2**20:.0f} MiB; {refused} series and stray files refused; "

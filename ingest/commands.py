@@ -13,6 +13,8 @@ Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT|URL")]
 Key = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[KEY]")]
 Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW... OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
+Select = Literal["all", "thinnest-soft-tissue"]
 New = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -24,6 +26,12 @@ class Scan:
     """Folders, archives (zip, tar, tar.gz, tar.bz2, tar.xz) and files to look into."""
     min_slices: int = 10
     """Fewest slices of a volume."""
+    min_coverage_mm: float = 0.0
+    """Least distance of the first and the last slice from feet to head, mm."""
+    select: Select = "all"
+    """Of the reconstructions of one acquisition take all, or the thinnest of a soft kernel."""
+    exclude: Files = ()
+    """List of UIDs and hashes that must not be taken, as ingest fingerprint writes; may repeat."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
     json: bool = False
@@ -54,14 +62,38 @@ class BuildShards:
     """Share of broken series (unreadable, truncated, undecodable) above which the run fails."""
     min_slices: int = 10
     """Fewest slices of a volume."""
+    min_coverage_mm: float = 0.0
+    """Least distance of the first and the last slice from feet to head, mm."""
+    select: Select = "all"
+    """Of the reconstructions of one acquisition take all, or the thinnest of a soft kernel."""
+    heads: Literal["keep", "drop"] = "keep"
+    """Volumes that show a head, from which a face can be made: keep (flagged) or drop."""
+    exclude: Files = ()
+    """List of UIDs and hashes that must not be taken, as ingest fingerprint writes; may repeat."""
     source: str = "default"
     """Name of the collection, stored with each sample: no personal data in it."""
+    keep_paths: File = None
+    """Write which files each series is made of to this file (mode 0600), outside OUT."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
     dry_run: bool = False
     """Say what would be built, and write nothing."""
     json: bool = False
     """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Print a list for --exclude: UIDs and pixel hashes of raw data, such as evaluation cases."""
+
+    raw: Raw
+    """Folders, archives and files to look into."""
+    patients: bool = False
+    """List PatientIDs too, so that every study of these patients is excluded."""
+    workers: int | None = None
+    """Worker processes, one a core by default."""
+    dask_scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDR")] = None
+    """Address of a running Dask scheduler: its workers are used; they must see RAW."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +131,7 @@ class DemoArchive:
 Command = (
     Annotated[Scan, tyro.conf.subcommand("scan")]
     | Annotated[BuildShards, tyro.conf.subcommand("build-shards")]
+    | Annotated[Fingerprint, tyro.conf.subcommand("fingerprint")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[DemoArchive, tyro.conf.subcommand("demo-archive")]

@@ -25,12 +25,17 @@ class BuildConfig:
     shard_mib: int = 384
     min_slices: int = 10
     source: str = "default"
+    min_coverage_mm: float = 0.0
+    select: Literal["all", "thinnest-soft-tissue"] = "all"
+    heads: Literal["keep", "drop"] = "keep"
 
     def __post_init__(self) -> None:
         if self.shard_mib < 1:
             raise ValueError(f"--shard-mib {self.shard_mib}: give 1 or more")
         if self.min_slices < 2:
             raise ValueError(f"--min-slices {self.min_slices}: a volume needs 2 slices or more")
+        if not 0 <= self.min_coverage_mm < float("inf"):
+            raise ValueError(f"--min-coverage-mm {self.min_coverage_mm:g}: give 0 or more")
         for mm in self.spacing_zyx_mm or ():
             if not MIN_SPACING_MM <= mm <= MAX_SPACING_MM:
                 raise ValueError(
@@ -61,19 +66,24 @@ def parse_spacing(text: str) -> Spacing:
     return numbers[0], numbers[1], numbers[2]
 
 
-def build_digest(config: BuildConfig, id_key_fingerprint: str, series: Iterable[Any]) -> str:
+def build_digest(
+    config: BuildConfig, id_key_fingerprint: str, series: Iterable[Any], exclude_sha256: str = ""
+) -> str:
     """Name of a build: equal for the same inputs, identifiers and settings, in whatever order read.
 
     Args:
         config: the settings.
         id_key_fingerprint: of the key behind the identifiers.
         series: the scan's series; of each, its identity and what the headers said of it.
+        exclude_sha256: of the exclusion list, whose voxels only the pixel stage compares.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "config": {name: getattr(config, name) for name in sorted(config.__dataclass_fields__)},
         "id_key": id_key_fingerprint,
         "series": sorted(
             [s.series_id, s.key, str(s.reason), s.n_files, s.n_slices] for s in series
         ),
     }
+    if exclude_sha256:
+        identity["exclude"] = exclude_sha256
     return hashlib.sha256(canonical_json(identity)).hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 from ingest.errors import Reason
 from ingest.geometry import plausible_spacing
 from ingest.headers import Header
+from ingest.heads import body_part_is_head
 from ingest.ids import IdKey
 from ingest.kernels import kernel_of
 from ingest.phases import copies_differ, drop_copied_phases, split_phases
@@ -212,6 +213,7 @@ def _volume(
         n_files=len({header.ref for header in members}),
         n_slices=stack.n_slices,
         kernel=kernel,
+        head_stated=any(body_part_is_head(header.body_part) for header in members),
         contrast=_contrast(first.contrast_agent),
         kvp=bounded(first.kvp, KVP_RANGE),
         slice_mm=thickness or stack.spacing_mm,

@@ -39,6 +39,7 @@ _TAGS = [
     "RescaleSlope", "RescaleIntercept",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     *PHASE_TAGS,
+    "AcquisitionUID", "BodyPartExamined",
 ]  # fmt: skip
 _WANTED = wanted_elements(_TAGS)
 _PREAMBLE_BYTES = 132
@@ -102,6 +103,10 @@ class Header:
     slice_thickness: float | None
     pixel_bytes_missing: int | None
     content_sha256: str = ""
+    frame_of_reference: str = ""
+    acquisition_uid: str = ""
+    acquisition_time: str = ""
+    body_part: str = ""
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -209,6 +214,10 @@ def _file_header(
         kvp=_number(first, "KVP"),
         pixel_bytes_missing=missing,
         **_plane_facts(dataset),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        acquisition_uid=_text(dataset, "AcquisitionUID"),
+        acquisition_time=_text(dataset, "AcquisitionTime"),
+        body_part=_text(dataset, "BodyPartExamined").upper(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import json
 import math
 import os
 import sys
@@ -12,11 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ingest.choice import Choice
 from ingest.cluster import worker_complaint
 from ingest.config import BuildConfig, build_digest
+from ingest.duplicates import HashTask, find_copies, hash_series
 from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
+from ingest.exclude import EXCLUSIONS, NO_EXCLUSIONS, Exclusions, exclusion_record
 from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
 from ingest.lock import locked
@@ -37,11 +41,15 @@ from ingest.work import (
 )
 from ingest.workers import Split, run_tasks
 from shards.failpoints import failpoint
-from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals
+from shards.files import write_atomic
+from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals, canonical_json
 from shards.writer import ShardResult, publish
 
+T = TypeVar("T")
+R = TypeVar("R")
 PROBATION_SERIES = 20
 """With fewer series than this the share of broken ones says little: no budget is applied."""
+_COPIES_FILE = "copies.json"
 BYTE_SHAPING_PACKAGES = (
     "coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy",
     "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "SimpleITK",
@@ -75,6 +83,7 @@ class Plan:
     found: ScanResult
     groups: list[Group]
     build_sha256: str
+    exclusions: Exclusions = NO_EXCLUSIONS
 
     @property
     def estimated_bytes(self) -> int:
@@ -82,13 +91,22 @@ class Plan:
         return sum(group.estimated_bytes for group in self.groups)
 
 
-def plan_build(raw: Sequence[str], config: BuildConfig, id_key: IdKey, listener: Listener) -> Plan:
-    """Scan ``raw`` and cut what can be taken into groups.
+def plan_build(
+    raw: Sequence[str],
+    config: BuildConfig,
+    id_key: IdKey,
+    listener: Listener,
+    exclusions: Exclusions = NO_EXCLUSIONS,
+) -> Plan:
+    """Scan ``raw`` and cut what can be taken, and is not excluded, into groups.
 
     Raises:
         IngestError: nothing was found.
     """
-    options = ScanConfig(min_slices=config.min_slices, source=config.source)
+    choice = Choice(
+        min_coverage_mm=config.min_coverage_mm, select=config.select, exclusions=exclusions
+    )
+    options = ScanConfig(min_slices=config.min_slices, source=config.source, choice=choice)
     found = scan(raw, id_key, options, listener.files)
     failpoint("scanned")
     if found.n_files == 0:
@@ -99,8 +117,8 @@ def plan_build(raw: Sequence[str], config: BuildConfig, id_key: IdKey, listener:
     for series in found.series:
         if series.reason != Reason.OK:
             listener.refused(series, Outcome(reason=str(series.reason), detail=series.detail))
-    digest = build_digest(config, id_key.fingerprint, found.series)
-    return Plan(found=found, groups=groups, build_sha256=digest)
+    digest = build_digest(config, id_key.fingerprint, found.series, exclusions.sha256)
+    return Plan(found=found, groups=groups, build_sha256=digest, exclusions=exclusions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +218,7 @@ def _build_groups(
     """Build the groups that no earlier run finished; all results, by number."""
     keys = sorted(series.key for group in plan.groups for series in group.series)
     previews = frozenset(keys[:MAX_PREVIEWS])
+    copies = _copies(plan, job)
     tasks = [
         GroupTask(
             group=group,
@@ -207,6 +226,8 @@ def _build_groups(
             config=config,
             build_sha256=plan.build_sha256,
             previews=previews.intersection(s.key for s in group.series),
+            excluded=plan.exclusions.voxels,
+            refused={s.key: copies[s.key] for s in group.series if s.key in copies},
         )
         for group in plan.groups
     ]
@@ -214,8 +235,9 @@ def _build_groups(
     waiting = [task for task in tasks if task.group.number not in kept]
     by_key = {series.key: series for group in plan.groups for series in group.series}
     results: list[GroupResult] = []
+    split = Split(task=spool_series, parts=shared_parts)
     # Closed before the lock is freed, whatever happens: no worker of ours writes after that.
-    with closing(_run(waiting, plan, job)) as built:
+    with closing(_run(build_group, waiting, plan, job, split)) as built:
         for result in itertools.chain(kept.values(), built):
             results.append(result)
             listener.group_done(len(results), len(tasks))
@@ -228,8 +250,14 @@ def _build_groups(
     return sorted(results, key=lambda r: r.number)
 
 
-def _run(tasks: Sequence[GroupTask], plan: Plan, job: Job) -> Generator[GroupResult, None, None]:
-    """Build groups where the job says."""
+def _run(
+    task: Callable[[T], R],
+    items: Sequence[T],
+    plan: Plan,
+    job: Job,
+    split: Split[T, Any] | None = None,
+) -> Generator[R, None, None]:
+    """Do a task for each item where the job says."""
     complaint = None
     if job.dask_scheduler is not None:
         out = str(job.out.resolve())
@@ -241,8 +269,7 @@ def _run(tasks: Sequence[GroupTask], plan: Plan, job: Job) -> Generator[GroupRes
             f"{STATE_FOLDER}/{STATE_FILE}",
             source_roots(plan.found.series),
         )
-    split = Split(task=spool_series, parts=shared_parts)
-    return run_tasks(build_group, tasks, job.workers, job.dask_scheduler, complaint, split)
+    return run_tasks(task, items, job.workers, job.dask_scheduler, complaint, split)
 
 
 def package_versions() -> dict[str, str]:
@@ -259,6 +286,25 @@ def source_roots(series: Sequence[Series]) -> list[str]:
         if not roots or not Path(folder).is_relative_to(roots[-1]):
             roots.append(folder)
     return roots[:MAX_ROOTS]
+
+
+def _copies(plan: Plan, job: Job) -> dict[str, Outcome]:
+    """Series that are others' copies, by key; found once a build, also if it is interrupted."""
+    path = job.out / STATE_FOLDER / _COPIES_FILE
+    if path.exists():
+        saved = json.loads(path.read_bytes())
+    else:
+
+        def run(tasks: Sequence[HashTask]) -> list[tuple[str, str]]:
+            if not tasks:
+                return []
+            with closing(_run(hash_series, tasks, plan, job)) as hashes:
+                return list(hashes)
+
+        found = find_copies(plan.found.series, run)
+        saved = {key: [str(reason), detail] for key, (reason, detail) in found.items()}
+        write_atomic(path, canonical_json(saved))
+    return {key: Outcome(reason=reason, detail=detail) for key, (reason, detail) in saved.items()}
 
 
 def _publish(
@@ -283,6 +329,8 @@ def _publish(
         ),
     )
     totals = count_totals(rows, shards)
+    if plan.exclusions.sha256:
+        write_atomic(out / EXCLUSIONS, canonical_json(exclusion_record(plan.exclusions, rows)))
     report = ReportData(
         rows=rows,
         samples=[row for shard in shards for row in shard.index_rows],
@@ -290,6 +338,7 @@ def _publish(
         hu_histogram=[sum(bins) for bins in zip(*(r.hu_histogram for r in results), strict=True)],
         totals=totals,
         contract=contract,
+        exclude_sha256=plan.exclusions.sha256,
     )
     return publish(
         out,

@@ -9,6 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from ingest.exclude import count_excluded
 from ingest.report_lists import flagged_html, refused_html, tally
 from shards.schema import HU_MAX, HU_MIN, Contract, Totals
 
@@ -33,6 +34,8 @@ class ReportData:
     """Stored voxels a bin of equal width, over the whole HU range."""
     totals: Totals
     contract: Contract
+    exclude_sha256: str = ""
+    """Digest of the exclusion list; empty where there was none."""
 
 
 def render_report(data: ReportData) -> str:
@@ -41,7 +44,7 @@ def render_report(data: ReportData) -> str:
     page = Template(files("ingest").joinpath("report.template.html").read_text())
     return page.substitute(
         headline=f"{data.totals.samples:,} CT volume{'s' * (data.totals.samples != 1)}",
-        accounting=_accounting(data.totals) + _regridded(rows.geometry),
+        accounting=_accounting(data.totals) + _regridded(rows.geometry) + _excluded(data),
         cards=_cards(data.totals),
         refused=refused_html(rows.refused),
         flagged=flagged_html(rows.flagged),
@@ -81,6 +84,15 @@ def _regridded(counts: Mapping[str, int]) -> str:
         return ""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
     return f" Put on a regular grid from the true slice positions: {kinds}."
+
+
+def _excluded(data: ReportData) -> str:
+    """A sentence on the exclusion list; empty where there was none."""
+    if not data.exclude_sha256:
+        return ""
+    counts = count_excluded(data.rows)
+    kinds = ", ".join(f"{count:,} by {kind}" for kind, count in counts.items())
+    return f" Excluded by the list with SHA-256 {data.exclude_sha256}: {kinds}."
 
 
 def _cards(totals: Totals) -> str:

@@ -10,10 +10,11 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO
 
+from ingest.choice import TAKE_ALL, Choice, apply_choice
 from ingest.errors import Reason, SeriesError
 from ingest.geometry import spacing_of
 from ingest.group import file_id, group_series
@@ -40,6 +41,10 @@ class ScanConfig:
     """Series with fewer slice positions are refused."""
     source: str = "default"
     """Name of the collection, recorded with every sample."""
+    choice: Choice = TAKE_ALL
+    """What is taken of the volumes found."""
+    keep_uids: bool = False
+    """Note UIDs in the rows: for lists of exclusions, never for a dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +94,20 @@ def scan(
                 progress(n_files)
         headers, duplicates = _split_duplicates(found.headers)
         dicom = group_series(headers, duplicates, id_key, min_slices=config.min_slices)
-    rows = dicom + _mark_duplicates(found.rows)
+    by_ref = {header.ref: header for header in found.headers}
+    rows = apply_choice(dicom + _mark_duplicates(found.rows), by_ref, config.choice)
+    if config.keep_uids:
+        rows = [_with_uids(row, by_ref) for row in rows]
     rows.sort(key=lambda row: (row.series_id, row.reason, row.key, row.n_files, row.detail))
     assert sum(row.n_files for row in rows) == n_files
     return ScanResult(series=tuple(rows), n_files=n_files)
+
+
+def _with_uids(row: Series, headers: Mapping[FileRef, Header]) -> Series:
+    known = [headers[ref] for ref in row.refs if ref in headers]
+    uids = {uid for header in known for uid in (header.study, header.series) if uid}
+    patient = next((header.patient for header in known if header.patient), "")
+    return replace(row, uids=tuple(sorted(uids)), patient=patient)
 
 
 def _take(item: OpenFile, found: _Found, id_key: IdKey, config: ScanConfig) -> None:

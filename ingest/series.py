@@ -44,6 +44,9 @@ class Series:
         kvp: tube voltage.
         slice_mm: stated slice thickness, else the slice spacing.
         flags: stable codes of what was noticed.
+        head_stated: whether the headers name a part of the head as the body part.
+        uids: study and series UIDs, noted only for lists of exclusions. Private, as ``refs``.
+        patient: PatientID, noted and private likewise.
     """
 
     series_id: str
@@ -69,6 +72,9 @@ class Series:
     kvp: float | None = None
     slice_mm: float | None = None
     flags: tuple[str, ...] = ()
+    head_stated: bool = False
+    uids: tuple[str, ...] = ()
+    patient: str = ""
 
     @property
     def estimated_voxels(self) -> int:

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ingest.paths import place
 from ingest.scan import ScanResult
 from ingest.series import Series
 from ingest.sources import FileRef
@@ -85,6 +86,27 @@ def where(refs: Sequence[FileRef]) -> str:
     return ", ".join(names) + (f" and {more} more" if more else "")
 
 
-def place(ref: FileRef) -> str:
-    """A file's path, with its name inside an archive."""
-    return f"{ref.path}!{ref.member}" if ref.member else ref.path
+def describe(series: Series) -> str:
+    """One line on a series: verdict, files, shape, tags, where it lies."""
+    shape = "" if series.shape_zyx is None else " x ".join(map(str, series.shape_zyx))
+    detail = f" ({series.detail})" if series.detail else ""
+    return (
+        f"{series.reason:<28} {series.n_files:>5} {shape:<16} {tags(series):<32} "
+        f"{where(series.refs)}{detail}"
+    )
+
+
+def tags(series: Series) -> str:
+    """What tells reconstructions apart: kernel and its class, thickness, voltage, contrast."""
+    if not series.key:
+        return ""
+    classes = [flag.removeprefix("kernel_") for flag in series.flags if flag.startswith("kernel_")]
+    contrast = {True: "contrast", False: "no contrast", None: ""}[series.contrast]
+    facts = (
+        series.kernel,
+        *classes,
+        "" if series.slice_mm is None else f"{series.slice_mm:g} mm",
+        "" if series.kvp is None else f"{series.kvp:g} kV",
+        contrast,
+    )
+    return " ".join(fact for fact in facts if fact)

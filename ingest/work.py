@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from ingest.config import BuildConfig
 from ingest.errors import IngestError, Reason, SeriesError
+from ingest.exclude import BY_CONTENT, BY_PIXELS, NO_VOXELS, ExcludedVoxels
 from ingest.groups import Group
 from ingest.lock import waiting_lock
 from ingest.series import Series
@@ -53,6 +54,9 @@ class GroupTask:
     build_sha256: str
     previews: frozenset[str]
     """Keys of the volumes that the report shows."""
+    excluded: ExcludedVoxels = NO_VOXELS
+    refused: dict[str, Outcome] = field(default_factory=dict)
+    """Series that are known to be copies of others, by key: they are not read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,9 @@ class SeriesTask:
     build_sha256: str
     preview: bool
     """Whether the report shows it."""
+    excluded: ExcludedVoxels = NO_VOXELS
+    refused: Outcome | None = None
+    """Where it is known to be a copy of another: it is not read again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +183,8 @@ def series_tasks(task: GroupTask) -> list[SeriesTask]:
             config=task.config,
             build_sha256=task.build_sha256,
             preview=series.key in task.previews,
+            excluded=task.excluded,
+            refused=task.refused.get(series.key),
         )
         for series in task.group.series
     ]
@@ -199,8 +208,10 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
     Anything unexpected is raised, with a note that names the series.
     """
     series = task.series
+    if task.refused is not None:
+        return FinishedSeries(outcome=task.refused)
     try:
-        meta, hu = make_sample(series, task.config)
+        meta, hu = make_sample(series, task.config, task.excluded)
     except SeriesError as exc:
         return FinishedSeries(outcome=Outcome(reason=str(exc.reason), detail=exc.detail))
     except Exception as exc:
@@ -214,20 +225,31 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
     )
 
 
-def make_sample(series: Series, config: BuildConfig) -> tuple[SampleMeta, Int16[ndarray, "z y x"]]:
+def make_sample(
+    series: Series, config: BuildConfig, excluded: ExcludedVoxels = NO_VOXELS
+) -> tuple[SampleMeta, Int16[ndarray, "z y x"]]:
     """Read and prepare one series.
 
     Raises:
-        SeriesError: its pixels are not what the headers promised, or are no HU.
+        SeriesError: its pixels are not what the headers promised, or are no HU; it is excluded by
+            its voxels, or shows a head where those are dropped.
     """
     # Here, because they bring in scipy and pydicom, which `--help` must not.
+    from ingest.heads import HEAD, shows_head
+    from ingest.pixels import series_sha256
     from ingest.prepare import PrepareConfig, prepare
     from ingest.reader import read_series
 
     options = PrepareConfig(
         spacing_zyx_mm=config.spacing_zyx_mm, body_crop=config.body_crop, resample=config.resample
     )
-    prepared = prepare(read_series(series), options)
+    volume = read_series(series)
+    if excluded.pixels and series_sha256(series, volume) in excluded.pixels:
+        raise SeriesError(Reason.EXCLUDED, BY_PIXELS)
+    prepared = prepare(volume, options)
+    head = shows_head(volume, stated=series.head_stated)
+    if head and config.heads == "drop":
+        raise SeriesError(Reason.HEAD, "a head is in it, and heads are dropped")
     assert series.slice_mm is not None
     affine = np.asarray(prepared.affine, np.float64)
     meta = SampleMeta(
@@ -247,9 +269,11 @@ def make_sample(series: Series, config: BuildConfig) -> tuple[SampleMeta, Int16[
         kernel=series.kernel,
         contrast=series.contrast,
         kvp=series.kvp,
-        flags=tuple(sorted({*series.flags, *prepared.flags})),
+        flags=tuple(sorted({*series.flags, *prepared.flags, *([HEAD] if head else [])})),
         content_sha256=content_sha256(prepared.hu, affine),
     )
+    if meta.content_sha256 in excluded.contents:
+        raise SeriesError(Reason.EXCLUDED, BY_CONTENT)
     return meta, prepared.hu
 
 

@@ -93,7 +93,12 @@ def archive(tmp_path_factory):
     write_series_at(
         raw / "b/three.tar.gz",
         replace(
-            SMALL, patient=3, orientation=FEET_FIRST_SUPINE, top_first=True, slice_rescale=True
+            SMALL,
+            patient=3,
+            torso=Torso(seed=3),
+            orientation=FEET_FIRST_SUPINE,
+            top_first=True,
+            slice_rescale=True,
         ),
     )
     write_nifti(raw / "b/four.nii.gz", Torso(seed=4), (60, 50, 16), 6.0, -40.0)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import ingest.pipeline
 from ingest.cli import main
+from ingest.phantom import Torso
 from ingest.testing import SeriesSpec, write_series_at
 
 SMALL = SeriesSpec(patient=1, slices=14, side=56, pixel_mm=6.0, gap_mm=5.0)
@@ -21,7 +22,7 @@ HEAVY = ("torch", "nvidia", "zarr", "SimpleITK", "monai", "scipy", "distributed"
 def archive(tmp_path_factory):
     raw = tmp_path_factory.mktemp("raw")
     write_series_at(raw / "one", SMALL)
-    write_series_at(raw / "two.zip", replace(SMALL, patient=2, number=2))
+    write_series_at(raw / "two.zip", replace(SMALL, patient=2, number=2, torso=Torso(seed=2)))
     (raw / "notes.txt").write_text("nothing to see")
     return raw
 
