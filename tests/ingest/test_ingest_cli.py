@@ -72,7 +72,7 @@ def test_the_flags_that_others_rely_on_are_there(capsys):
     for flag in (
         "--spacing-mm", "--no-body-crop", "--resample", "--profile", "--shard-mib", "--workers",
         "--dask-scheduler", "--max-failures", "--min-slices", "--source", "--id-key", "--dry-run",
-        "--json",
+        "--json", "--min-coverage-mm", "--select", "--heads", "--exclude", "--keep-paths",
     ):  # fmt: skip
         assert flag in text
 
