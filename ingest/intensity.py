@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Int16, Int64
 from numpy import ndarray
 
 from ingest.errors import Reason, SeriesError
@@ -18,6 +20,18 @@ PLAUSIBLE_HU = (-3024, 6000)
 """Scanners write down to -3024 outside the circle; the densest voxel in the data is 3382."""
 MAX_IMPLAUSIBLE_SHARE = 0.01
 """Metal is far rarer: above 3071 HU lay at most 0.00008 of a scan. Values scaled twice are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """Facts of a volume, found in one pass, plane by plane while each is in the cache."""
+
+    low: float
+    high: float
+    dense_share: float
+    """Of voxels at or above ``AIR_BELOW_HU``."""
+    below_share: float
+    """Of voxels below -1024."""
 
 
 def fill_low(hu: Float32[ndarray, "z y x"]) -> Float32[ndarray, "z y x"]:
@@ -40,13 +54,13 @@ def check_hu(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
     Raises:
         SeriesError: blank, not HU, or implausible.
     """
-    low, high = float(hu.min()), float(hu.max())
-    if low == high:
+    found = _measure(hu)
+    if found.low == found.high:
         raise SeriesError(Reason.BLANK, "all voxels are equal")
-    check_range(hu)
-    if _dense_share(hu) < MIN_SHARE:
+    _check_range(hu, found)
+    if found.dense_share < MIN_SHARE:
         raise SeriesError(Reason.BLANK, f"nothing but air: all below {AIR_BELOW_HU} HU")
-    check_air(hu, padding_fraction)
+    _check_air(found, padding_fraction)
 
 
 def check_range(hu: Float32[ndarray, "z y x"]) -> None:
@@ -55,11 +69,7 @@ def check_range(hu: Float32[ndarray, "z y x"]) -> None:
     Raises:
         SeriesError: implausible.
     """
-    share = _implausible_share(hu)
-    if share > MAX_IMPLAUSIBLE_SHARE:
-        raise SeriesError(
-            Reason.IMPLAUSIBLE_HU, f"{share:.1%} of the voxels are outside {PLAUSIBLE_HU} HU"
-        )
+    _check_range(hu, _measure(hu))
 
 
 def check_air(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
@@ -68,40 +78,73 @@ def check_air(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
     Raises:
         SeriesError: not HU.
     """
-    below_range = np.count_nonzero(hu < FILL_HU) / hu.size
-    if 1 - _dense_share(hu) - below_range - padding_fraction < MIN_SHARE:
-        low, high = float(hu.min()), float(hu.max())
-        raise SeriesError(Reason.NOT_HU, f"no air: values from {low:.0f} to {high:.0f} are not HU")
+    _check_air(_measure(hu), padding_fraction)
 
 
-def _dense_share(hu: Float32[ndarray, "z y x"]) -> float:
-    return float(np.count_nonzero(hu >= AIR_BELOW_HU) / hu.size)
+def _measure(hu: Float32[ndarray, "z y x"]) -> _Measured:
+    dense = below = 0
+    lows, highs = [], []
+    for plane in hu:
+        lows.append(float(plane.min()))
+        highs.append(float(plane.max()))
+        dense += int(np.count_nonzero(plane >= AIR_BELOW_HU))
+        if lows[-1] < FILL_HU:
+            below += int(np.count_nonzero(plane < FILL_HU))
+    return _Measured(
+        low=float(np.min(lows)),
+        high=float(np.max(highs)),
+        dense_share=dense / hu.size,
+        below_share=below / hu.size,
+    )
 
 
-def _implausible_share(hu: Float32[ndarray, "z y x"]) -> float:
+def _check_range(hu: Float32[ndarray, "z y x"], found: _Measured) -> None:
     bottom, top = PLAUSIBLE_HU
-    low, high = float(hu.min()), float(hu.max())
     count = 0
-    if high > top:
+    if found.high > top:
         count += int(np.count_nonzero(hu > top))
-    if low < bottom:
+    if found.low < bottom:
         below = hu[hu < bottom]
         # One single low value is padding that nobody declared, e.g. -32768.
-        if below.max() > low:
+        if below.max() > found.low:
             count += below.size
-    return count / hu.size
+    share = count / hu.size
+    if share > MAX_IMPLAUSIBLE_SHARE:
+        raise SeriesError(
+            Reason.IMPLAUSIBLE_HU, f"{share:.1%} of the voxels are outside {PLAUSIBLE_HU} HU"
+        )
+
+
+def _check_air(found: _Measured, padding_fraction: float) -> None:
+    if 1 - found.dense_share - found.below_share - padding_fraction < MIN_SHARE:
+        raise SeriesError(
+            Reason.NOT_HU, f"no air: values from {found.low:.0f} to {found.high:.0f} are not HU"
+        )
 
 
 def to_stored(hu: Float32[ndarray, "z y x"]) -> tuple[Int16[ndarray, "z y x"], float]:
     """Round to 1 HU and clip to the stored range; also the share of voxels that this clipped."""
-    rounded = np.rint(hu)
-    clipped = int(np.count_nonzero((rounded < HU_MIN) | (rounded > HU_MAX))) / hu.size
-    return np.clip(rounded, HU_MIN, HU_MAX).astype(np.int16), clipped
+    stored: Int16[ndarray, "z y x"] = np.empty(hu.shape, np.int16)
+    clipped = 0
+    for plane, out in zip(hu, stored, strict=True):  # what is in the cache is dealt with at once
+        rounded = np.rint(plane)
+        within = np.clip(rounded, HU_MIN, HU_MAX)
+        clipped += int(np.count_nonzero(within != rounded))
+        out[:] = within
+    return stored, clipped / hu.size
+
+
+def hu_counts(hu: Int16[ndarray, "z y x"]) -> Int64[ndarray, " values"]:
+    """How many voxels have each value from ``HU_MIN`` to ``HU_MAX``."""
+    counts = np.zeros(HU_MAX - HU_MIN + 1, np.int64)
+    for plane in hu:
+        counts += np.bincount(plane.ravel().astype(np.intp) - HU_MIN, minlength=len(counts))
+    return counts
 
 
 def hu_stats(hu: Int16[ndarray, "z y x"], clipped_fraction: float) -> HuStats:
     """Statistics of stored voxels, exact: 4096 values are counted, not sorted."""
-    counts = np.bincount((hu.ravel().astype(np.int32) - HU_MIN), minlength=HU_MAX - HU_MIN + 1)
+    counts = hu_counts(hu)
     values = np.arange(HU_MIN, HU_MIN + len(counts))
     present = values[counts > 0]
     cumulative = np.cumsum(counts)

@@ -20,7 +20,7 @@ from ingest.geometry import (
 from ingest.intensity import check_hu, fill_low, hu_stats, to_stored
 from ingest.resample import resample_axes, resample_oblique
 from ingest.volume import Volume
-from shards.schema import HuStats, Original
+from shards.schema import FILL_HU, HuStats, Original
 
 RESAMPLERS = ("antialias", "linear")
 
@@ -77,8 +77,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         SeriesError: the voxels are no HU.
     """
     check_hu(volume.hu, volume.padding_fraction)
-    turned, affine = to_spl(volume.hu, volume.affine)
-    hu = fill_low(turned)
+    hu, affine = to_spl(volume.hu, volume.affine)
     original = Original(
         shape_zyx=_triple(hu.shape),
         spacing_zyx_mm=spacing_of(affine),
@@ -122,16 +121,21 @@ def to_spl(
 def _resample(
     hu: Float32[ndarray, "z y x"], affine: Float64[ndarray, "4 4"], config: PrepareConfig
 ) -> tuple[Float32[ndarray, "z2 y2 x2"], Float64[ndarray, "4 4"]]:
-    """Onto the target spacing, axis-aligned. Native, axis-aligned volumes stay as they are."""
+    """Onto the target spacing, axis-aligned, with air for what is below -1024 HU.
+
+    Native, axis-aligned volumes stay as they are but for that.
+    """
     spacing = spacing_of(affine)
     oblique = is_oblique(affine)
     if config.spacing_zyx_mm is None and not oblique:
-        return hu, _on_axes(affine, spacing)
+        return fill_low(hu), _on_axes(affine, spacing)
     target = config.spacing_zyx_mm or spacing
     antialias = config.resample == "antialias"
     if oblique:
-        return resample_oblique(hu, affine, target, antialias=antialias)
-    return resample_axes(hu, spacing, target, antialias=antialias), _on_axes(affine, target)
+        return resample_oblique(fill_low(hu), affine, target, antialias=antialias)
+    # Filled slice by slice on the way: the whole volume is not copied.
+    resampled = resample_axes(hu, spacing, target, antialias=antialias, least=FILL_HU)
+    return resampled, _on_axes(affine, target)
 
 
 def _on_axes(

@@ -53,8 +53,17 @@ def resample_axes(
     target_zyx_mm: tuple[float, float, float],
     *,
     antialias: bool,
+    least: float = -np.inf,
 ) -> Float32[ndarray, "z2 y2 x2"]:
-    """Resample an axis-aligned volume; the first voxel's centre stays where it is."""
+    """Resample an axis-aligned volume; the first voxel's centre stays where it is.
+
+    Args:
+        hu: the volume, as its strides may be.
+        spacing_zyx_mm: of ``hu``.
+        target_zyx_mm: of the result.
+        antialias: widen the kernel where the grid gets coarser.
+        least: what is below this becomes this before.
+    """
     weights: list[Float32[ndarray, "n_out n_in"] | None] = []
     for n, spacing, target in zip(hu.shape, spacing_zyx_mm, target_zyx_mm, strict=True):
         step = target / spacing
@@ -63,7 +72,7 @@ def resample_axes(
         else:
             support = max(1.0, step) if antialias else 1.0
             weights.append(axis_weights(n, target_size(n, spacing, target), step, support))
-    return _apply(hu, weights)
+    return _apply(hu, weights, least)
 
 
 def resample_oblique(
@@ -106,21 +115,22 @@ def resample_oblique(
 
 
 def _apply(
-    hu: Float32[ndarray, "z y x"], weights: list[Float32[ndarray, "_n_out _n_in"] | None]
+    hu: Float32[ndarray, "z y x"],
+    weights: list[Float32[ndarray, "_n_out _n_in"] | None],
+    least: float = -np.inf,
 ) -> Float32[ndarray, "z2 y2 x2"]:
     """Multiply each axis by its matrix: within each plane first, as both shrink it, then along z.
 
     The matrices are sparse, 2 to 5 weights a row: sums run over these alone, in one fixed order.
     """
-    if all(matrix is None for matrix in weights):
-        return hu
     along, down, across = [None if m is None else sparse.csr_array(m) for m in weights]
     depth, rows, columns = hu.shape
     rows = rows if down is None else down.shape[0]
     columns = columns if across is None else across.shape[0]
     planes: Float32[ndarray, "z y2 x2"] = np.empty((depth, rows, columns), np.float32)
     for plane, out in zip(hu, planes, strict=True):
-        shrunk = plane if down is None else down @ plane
+        filled = np.maximum(plane, np.float32(least))
+        shrunk = filled if down is None else down @ filled
         out[:] = shrunk if across is None else (across @ shrunk.T).T
     if along is None:
         return planes

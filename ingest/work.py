@@ -19,6 +19,7 @@ from ingest.config import BuildConfig
 from ingest.errors import IngestError, Reason, SeriesError
 from ingest.exclude import BY_CONTENT, BY_PIXELS, NO_VOXELS, ExcludedVoxels
 from ingest.groups import Group
+from ingest.intensity import hu_counts
 from ingest.lock import waiting_lock
 from ingest.series import Series
 from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
@@ -279,8 +280,7 @@ def make_sample(
 
 def hu_histogram(hu: Int16[ndarray, "z y x"]) -> Int64[ndarray, " bins"]:
     """Voxels a bin of ``HISTOGRAM_BIN_HU``, from ``HU_MIN`` on."""
-    counts = np.bincount(hu.ravel().astype(np.int32) - HU_MIN, minlength=HU_MAX - HU_MIN + 1)
-    bins: Int64[ndarray, " bins"] = counts.reshape(-1, HISTOGRAM_BIN_HU).sum(axis=1)
+    bins: Int64[ndarray, " bins"] = hu_counts(hu).reshape(-1, HISTOGRAM_BIN_HU).sum(axis=1)
     return bins
 
 
