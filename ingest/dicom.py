@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Num
 from numpy import ndarray
 from pydicom.pixels import apply_modality_lut
 
@@ -28,6 +28,8 @@ from shards.schema import FILL_HU, HU_MAX
 
 TISSUE_ABOVE_HU = -900
 """Padding between this and the stored maximum could be anatomy and is left as it is."""
+_EXACT_INTERCEPT = 1 << 23
+"""A whole number up to here and a 16-bit one add up within the 24 bits of a float32."""
 _HU_TYPES = {"", "HU", "US"}
 """RescaleType: absent means HU for CT (PS3.3 C.8.2.1), and some scanners write "unspecified"."""
 
@@ -137,18 +139,18 @@ def _decode_frame(
         raise SeriesError(Reason.DECODE_FAILED, f"a slice decodes to shape {stored.shape}")
     hu = _rescale(facts, stored, flags)
     padding = _padding_mask(facts, stored)
-    count = 0
-    if padding is not None and padding.any():
+    count = 0 if padding is None else int(np.count_nonzero(padding))
+    if padding is not None and count:
         values = hu[padding]
         if ((values > TISSUE_ABOVE_HU) & (values <= HU_MAX)).any():
             flags.add("padding_in_tissue_range")
+            count = 0
         else:
-            hu[padding] = FILL_HU
-            count = int(padding.sum())
+            np.copyto(hu, FILL_HU, where=padding)
     return np.ascontiguousarray(hu, np.float32), count
 
 
-def _rescale(facts: Frame, stored: ndarray, flags: set[str]) -> Float64[ndarray, "y x"]:
+def _rescale(facts: Frame, stored: ndarray, flags: set[str]) -> Float[ndarray, "y x"]:
     """Stored values to HU by the slice's own Modality LUT or slope and intercept (PS3.3 C.11.1)."""
     if str(facts.get("RescaleType") or "").strip().upper() not in _HU_TYPES:
         raise SeriesError(Reason.NOT_HU, "the rescale type is not HU")
@@ -161,6 +163,15 @@ def _rescale(facts: Frame, stored: ndarray, flags: set[str]) -> Float64[ndarray,
     intercept = 0.0 if intercept is None else float(intercept)
     if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
         raise SeriesError(Reason.NOT_HU, "rescale slope or intercept is not usable")
+    return rescaled(stored, slope, intercept)
+
+
+def rescaled(stored: Num[ndarray, "y x"], slope: float, intercept: float) -> Float[ndarray, "y x"]:
+    """HU of stored values: in float32 where that is exact, which is nearly always, else float64."""
+    exact = slope == 1 and intercept == round(intercept) and abs(intercept) <= _EXACT_INTERCEPT
+    if exact and stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+        hu: Float[ndarray, "y x"] = np.add(stored, np.float32(intercept), dtype=np.float32)
+        return hu
     return stored.astype(np.float64) * slope + intercept
 
 
@@ -173,7 +184,7 @@ def _padding_mask(facts: Frame, stored: ndarray) -> Bool[ndarray, "y x"] | None:
         return None
     last = _as_stored(facts.get("PixelPaddingRangeLimit"), bits, signed)
     low, high = sorted((first, first if last is None else last))
-    return (stored >= low) & (stored <= high)
+    return stored == low if low == high else (stored >= low) & (stored <= high)
 
 
 def _as_stored(value: Any, bits: int, signed: bool) -> int | None:

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 
-from ingest.dicom import decode_slice
+from ingest.dicom import decode_slice, rescaled
 from ingest.errors import Reason, SeriesError
 from ingest.headers import quiet_pydicom
 from ingest.reader import read_series
@@ -222,3 +222,23 @@ def test_fractional_slope(member: str, ct_data: Path) -> None:
             ds = pydicom.dcmread(path)
             expected = ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
         np.testing.assert_allclose(hu_of(path), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+@pytest.mark.parametrize("intercept", [0.0, -1024.0, 31.0, -8388608.0, 8388608.0])
+def test_whole_hu_are_exact_in_half_the_bytes(dtype, intercept):
+    """Slope 1 and a whole intercept: float32 holds every value that float64 does."""
+    info = np.iinfo(dtype)
+    stored = np.arange(info.min, info.max + 1).astype(dtype).reshape(256, 256)
+    hu = rescaled(stored, 1.0, intercept)
+    assert hu.dtype == np.float32
+    np.testing.assert_array_equal(hu.astype(np.float64), stored.astype(np.float64) + intercept)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0002441, 0.0), (1.0, 0.5), (1.0, 1e9)])
+def test_other_hu_are_computed_in_float64(slope, intercept):
+    stored = np.arange(4, dtype=np.int16).reshape(2, 2)
+    hu = rescaled(stored, slope, intercept)
+    assert hu.dtype == np.float64
+    np.testing.assert_array_equal(hu, stored.astype(np.float64) * slope + intercept)
+    assert rescaled(stored.astype(np.int32), 1.0, 0.0).dtype == np.float64
