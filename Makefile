@@ -13,7 +13,7 @@ CT_DATA ?= ../shared/data/ct
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table soak clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
+	@echo "make memory           peak memory of a worker on a series of 1,000 slices (under 2 GB)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
 	@echo "make golden           write the golden shard again (only with a new format version)"
 	@echo "make golden-table     the verdict on every real file again (CT_DATA=/folder); look at the diff"
@@ -50,6 +51,9 @@ format: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+memory: $(READY)
+	CORALBAY_MEMORY=1 $(BIN)/python -m pytest tests/ingest/test_memory.py
 
 soak: $(READY)
 	CORALBAY_KILLS=50 $(BIN)/python -m pytest tests/ingest/test_faults.py -k random_moment

@@ -75,6 +75,7 @@ def run_build(command: BuildShards) -> int:
     if command.keep_paths is not None:
         check_paths_file(command.keep_paths, raw, out)
     exclusions = read_exclusions(command.exclude)
+    terminal = Terminal(verbose=command.verbose)
     try:
         config = BuildConfig(
             spacing_zyx_mm=parse_spacing(command.spacing_mm),
@@ -94,12 +95,13 @@ def run_build(command: BuildShards) -> int:
             workers=workers,
             dask_scheduler=command.dask_scheduler,
             max_failures=command.max_failures,
+            built=terminal.built,
         )
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
     check_free(out)
     id_key = load_id_key(command.id_key)
-    with Terminal() as terminal:
+    with terminal:
         plan = plan_build(raw, config, id_key, terminal, exclusions)
         if command.dry_run:
             return _end_dry_run(plan, command.json)
@@ -120,12 +122,13 @@ def run_build(command: BuildShards) -> int:
                 "reasons": reasons,
                 **({"excluded": excluded} if exclusions.sha256 else {}),
                 "seconds": round(seconds, 3),
+                "worker_peak_bytes": terminal.peak_bytes,
                 **asdict(manifest.totals),
             }
         )
     else:
         print(f"{out}: already complete, nothing to do" if already else f"{out}: complete")
-        print(closing_line(manifest, reasons, seconds))
+        print(closing_line(manifest, reasons, seconds) + _memory(terminal.peak_bytes))
         if exclusions.sha256:
             kinds = ", ".join(f"{count} by {kind}" for kind, count in excluded.items())
             print(f"excluded: {kinds}; list {exclusions.sha256}")
@@ -155,6 +158,11 @@ def closing_line(manifest: Manifest, reasons: dict[str, int], seconds: float) ->
         f"{totals.series_refused} refused ({refused}); files: {totals.files_in} in = "
         f"{totals.files_used} used + {totals.files_refused} refused; {seconds:.1f} s"
     )
+
+
+def _memory(peak_bytes: int) -> str:
+    """Most memory of a worker, where this run built anything."""
+    return f"; {peak_bytes / 1e9:.2f} GB a worker at most" if peak_bytes else ""
 
 
 def _end_dry_run(plan: Plan, as_json: bool) -> int:

@@ -76,6 +76,8 @@ class BuildShards:
     """Write which files each series is made of to this file (mode 0600), outside OUT."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
+    verbose: bool = False
+    """Name every refused series, not the first few of each reason."""
     dry_run: bool = False
     """Say what would be built, and write nothing."""
     json: bool = False

@@ -94,7 +94,7 @@ def _regridded(
     below_range = np.count_nonzero(hu < FILL_HU) / hu.size
     np.maximum(hu, np.float32(FILL_HU), out=hu)
     measured = (1 - padding_fraction - below_range) * regridding.covered
-    return regrid(hu, regridding), 1 - measured
+    return regrid(hu, regridding, consume=True), 1 - measured
 
 
 def decode_slice(

@@ -115,7 +115,9 @@ def _make_and_lock(path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
             continue  # The run before us took the folder away in between.
-        except (FileExistsError, NotADirectoryError, PermissionError) as exc:
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise UsageError(f"{path.parent}: is no folder; give another OUT") from exc
+        except PermissionError as exc:
             raise UsageError(
                 f"{path.parent}: cannot write there ({exc.strerror}); give another OUT"
             ) from exc

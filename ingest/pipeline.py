@@ -240,9 +240,9 @@ def _build_groups(
     with closing(_run(build_group, waiting, plan, job, split)) as built:
         for result in itertools.chain(kept.values(), built):
             results.append(result)
-            listener.group_done(len(results), len(tasks))
             if job.built is not None and result.number not in kept:
                 job.built(result)
+            listener.group_done(len(results), len(tasks))
             for key, outcome in result.outcomes.items():
                 if outcome.reason != Reason.OK:
                     listener.refused(by_key[key], outcome)

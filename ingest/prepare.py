@@ -84,9 +84,12 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         orientation=orientation_code(volume.affine),
         geometry=volume.geometry,
     )
+    flags = volume.flags
+    del volume  # a thin-slice series is 1 GiB: nothing may keep it for longer than needed
     hu, affine = _resample(hu, affine, config)
     spacing = spacing_of(affine) if config.spacing_zyx_mm is None else config.spacing_zyx_mm
     stored, clipped = to_stored(hu)
+    del hu
     box = body_box(stored, spacing) if config.body_crop else full_box(stored.shape)
     affine = shifted(affine, tuple(start for start, _ in box))
     stored = np.ascontiguousarray(stored[tuple(slice(*ends) for ends in box)])
@@ -97,7 +100,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         hu_stats=hu_stats(stored, clipped),
         body_box_zyx=box,
         spacing_zyx_mm=spacing,
-        flags=volume.flags,
+        flags=flags,
     )
 
 

@@ -14,6 +14,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from ingest.geometry import shifted, spacing_of
+from ingest.memory import give_back
 from shards.schema import FILL_HU
 
 PLACE_DECIMALS = 6
@@ -77,13 +78,14 @@ def plan_regridding(
 
 
 def regrid(
-    hu: Float32[ndarray, "n rows columns"], regridding: Regridding
+    hu: Float32[ndarray, "n rows columns"], regridding: Regridding, *, consume: bool = False
 ) -> Float32[ndarray, "z y x"]:
     """Interpolate stored slices onto the grid; what no slice covers is -1024.
 
     Args:
         hu: slices ascending along the normal, padding already air.
         regridding: their plan.
+        consume: give the memory of ``hu`` back as its slices are used; its values are lost.
     """
     slice_z = np.array(regridding.slice_z)
     z = np.minimum(np.arange(regridding.shape_zyx[0]), slice_z[-1])
@@ -92,11 +94,15 @@ def regrid(
     out: Float32[ndarray, "z y x"] = np.empty(regridding.shape_zyx, np.float32)
     # Placed slices are kept only while a plane of the grid lies next to them.
     placed: dict[int, Float32[ndarray, "y x"]] = {}
+    used = 0
     for k, (upper, weight) in enumerate(zip(above.tolist(), weights.tolist(), strict=True)):
         pair = (upper - 1, upper)
         placed = {i: placed[i] if i in placed else _placed(hu, i, regridding) for i in pair}
         np.multiply(placed[upper - 1], 1 - weight, out=out[k])
         out[k] += weight * placed[upper]
+        if consume and upper - 1 > used:
+            give_back(hu[used : upper - 1])
+            used = upper - 1
     return out
 
 

@@ -21,6 +21,7 @@ from ingest.exclude import BY_CONTENT, BY_PIXELS, NO_VOXELS, ExcludedVoxels
 from ingest.groups import Group
 from ingest.intensity import hu_counts
 from ingest.lock import waiting_lock
+from ingest.memory import peak_bytes
 from ingest.series import Series
 from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
 from shards.digest import content_sha256
@@ -88,6 +89,8 @@ class GroupResult:
     previews: dict[str, str] = field(default_factory=dict)
     """PNG in base64 by key."""
     hu_histogram: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+    """Most memory that its worker ever had; told to a person, never part of the dataset."""
 
 
 def build_group(task: GroupTask) -> GroupResult:
@@ -162,6 +165,7 @@ def _build_group(task: GroupTask) -> GroupResult:
         outcomes=outcomes,
         previews=previews,
         hu_histogram=histogram.tolist(),
+        peak_bytes=peak_bytes(),
     )
     save_result(out, result)
     for key in outcomes:

@@ -195,7 +195,7 @@ def test_a_lock_leaves_a_folder_as_it_was(tmp_path):
     check_free(tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot write there"), locked(tmp_path / "file"):
+    with pytest.raises(UsageError, match="is no folder"), locked(tmp_path / "file"):
         pass
 
 
