@@ -22,6 +22,7 @@ from ingest.headers import quiet_pydicom, read_dataset
 from ingest.intensity import check_air, check_range
 from ingest.regrid import Regridding, regrid
 from ingest.series import Series
+from ingest.slices import check_slices
 from ingest.sources import FileRef, read_files
 from ingest.volume import Volume
 from shards.schema import FILL_HU, HU_MAX
@@ -40,20 +41,38 @@ def read_dicom(series: Series) -> Volume:
     Slices that are tilted or unevenly spaced are put on a regular grid.
 
     Raises:
-        SeriesError: a slice cannot be decoded, is not in HU, or differs from another at its place.
+        SeriesError: a slice cannot be decoded, is not in HU, does not belong to the others, or
+            differs from another at its place.
     """
     assert series.shape_zyx is not None
     assert series.affine is not None
     regridding = series.regridding
     shape = series.shape_zyx if regridding is None else regridding.stored_shape_zyx
+    flags: set[str] = set()
+    hu, padded = _read_slices(series, shape, flags)
+    check_slices(hu)
+    padding_fraction = padded / hu.size
+    if regridding is not None:
+        hu, padding_fraction = _regridded(hu, padding_fraction, regridding)
+    return Volume(
+        hu=hu,
+        affine=np.array(series.affine),
+        geometry=series.geometry,
+        flags=tuple(sorted(flags)),
+        padding_fraction=padding_fraction,
+    )
+
+
+def _read_slices(
+    series: Series, shape: tuple[int, int, int], flags: set[str]
+) -> tuple[Float32[ndarray, "z y x"], int]:
+    """HU of all slices as stored, and how many pixels were padding."""
     hu: Float32[ndarray, "z y x"] = np.empty(shape, np.float32)
     filled: set[int] = set()
-    flags: set[str] = set()
     padded = 0
     planes: dict[FileRef, list[tuple[int, int]]] = {}
-    for ref, frame, number in zip(
-        series.refs, series.frame_of_ref, series.slice_of_ref, strict=True
-    ):
+    places = zip(series.refs, series.frame_of_ref, series.slice_of_ref, strict=True)
+    for ref, frame, number in places:
         planes.setdefault(ref, []).append((frame, number))
     with quiet_pydicom():
         for ref, data in read_files(planes):
@@ -69,16 +88,7 @@ def read_dicom(series: Series) -> Volume:
                 else:
                     detail = "different images at the same position"
                     raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
-    padding_fraction = padded / hu.size
-    if regridding is not None:
-        hu, padding_fraction = _regridded(hu, padding_fraction, regridding)
-    return Volume(
-        hu=hu,
-        affine=np.array(series.affine),
-        geometry=series.geometry,
-        flags=tuple(sorted(flags)),
-        padding_fraction=padding_fraction,
-    )
+    return hu, padded
 
 
 def _regridded(

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     BLANK = "blank"
     NOT_HU = "not_hu"
     IMPLAUSIBLE_HU = "implausible_hu"
+    INCONSISTENT_SLICE = "inconsistent_slice"
 
 
 BROKEN = frozenset(

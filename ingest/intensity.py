@@ -99,20 +99,29 @@ def _measure(hu: Float32[ndarray, "z y x"]) -> _Measured:
 
 
 def _check_range(hu: Float32[ndarray, "z y x"], found: _Measured) -> None:
-    bottom, top = PLAUSIBLE_HU
-    count = 0
-    if found.high > top:
-        count += int(np.count_nonzero(hu > top))
-    if found.low < bottom:
-        below = hu[hu < bottom]
-        # One single low value is padding that nobody declared, e.g. -32768.
-        if below.max() > found.low:
-            count += below.size
-    share = count / hu.size
+    share = _share_outside(hu, found.low, found.high)
     if share > MAX_IMPLAUSIBLE_SHARE:
         raise SeriesError(
             Reason.IMPLAUSIBLE_HU, f"{share:.1%} of the voxels are outside {PLAUSIBLE_HU} HU"
         )
+
+
+def implausible_share(hu: Float32[ndarray, ...]) -> float:
+    """Share of voxels outside ``PLAUSIBLE_HU``; one single low value is padding."""
+    return _share_outside(hu, float(hu.min()), float(hu.max()))
+
+
+def _share_outside(hu: Float32[ndarray, ...], low: float, high: float) -> float:
+    bottom, top = PLAUSIBLE_HU
+    count = 0
+    if high > top:
+        count += int(np.count_nonzero(hu > top))
+    if low < bottom:
+        below = hu[hu < bottom]
+        # That nobody declared, e.g. -32768.
+        if below.max() > low:
+            count += below.size
+    return count / hu.size
 
 
 def _check_air(found: _Measured, padding_fraction: float) -> None:

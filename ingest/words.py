@@ -37,8 +37,9 @@ SENTENCES: dict[Reason, str] = {
     Reason.NOT_3D: "Not a three-dimensional image.",
     Reason.BAD_AFFINE: "The stated affine places no orthogonal grid.",
     Reason.IMPLAUSIBLE_SPACING: "The voxel spacing is not that of a CT of a person.",
-    Reason.BLANK: "All voxels are equal, or nearly so.",
+    Reason.BLANK: "All voxels, or those of a slice inside, are equal or nearly so.",
     Reason.NOT_HU: "The values are not Hounsfield units.",
+    Reason.INCONSISTENT_SLICE: "A slice does not continue its neighbours: damaged or foreign.",
     Reason.IMPLAUSIBLE_HU: "The values lie outside what Hounsfield units can be.",
 }
 """A sentence for each reason."""
