@@ -19,16 +19,14 @@ from ingest.decode import decode_frame
 from ingest.errors import Reason, SeriesError
 from ingest.frames import Frame
 from ingest.headers import quiet_pydicom, read_dataset
-from ingest.intensity import check_air, check_range
-from ingest.regrid import Regridding, regrid
+from ingest.regrid import TISSUE_ABOVE_HU
+from ingest.regridded import regridded
 from ingest.series import Series
 from ingest.slices import check_slices
 from ingest.sources import FileRef, read_files
 from ingest.volume import Volume
 from shards.schema import FILL_HU, HU_MAX
 
-TISSUE_ABOVE_HU = -900
-"""Padding between this and the stored maximum could be anatomy and is left as it is."""
 _EXACT_INTERCEPT = 1 << 23
 """A whole number up to here and a 16-bit one add up within the 24 bits of a float32."""
 _HU_TYPES = {"", "HU", "US"}
@@ -51,15 +49,16 @@ def read_dicom(series: Series) -> Volume:
     flags: set[str] = set()
     hu, padded = _read_slices(series, shape, flags)
     check_slices(hu)
-    padding_fraction = padded / hu.size
+    padding_fraction, error = padded / hu.size, None
     if regridding is not None:
-        hu, padding_fraction = _regridded(hu, padding_fraction, regridding)
+        hu, padding_fraction, error = regridded(hu, padding_fraction, regridding)
     return Volume(
         hu=hu,
         affine=np.array(series.affine),
         geometry=series.geometry,
         flags=tuple(sorted(flags)),
         padding_fraction=padding_fraction,
+        regrid_error_hu=error,
     )
 
 
@@ -89,22 +88,6 @@ def _read_slices(
                     detail = "different images at the same position"
                     raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
     return hu, padded
-
-
-def _regridded(
-    hu: Float32[ndarray, "n rows columns"], padding_fraction: float, regridding: Regridding
-) -> tuple[Float32[ndarray, "z y x"], float]:
-    """The volume on its regular grid, and the share of it that no scanner measured.
-
-    What lies below -1024 HU is air here already, or -3024 would spread between slices, and the grid
-    is filled with air around them: what that could hide is checked first, on the slices as stored.
-    """
-    check_range(hu)
-    check_air(hu, padding_fraction)
-    below_range = np.count_nonzero(hu < FILL_HU) / hu.size
-    np.maximum(hu, np.float32(FILL_HU), out=hu)
-    measured = (1 - padding_fraction - below_range) * regridding.covered
-    return regrid(hu, regridding, consume=True), 1 - measured
 
 
 def decode_slice(
@@ -152,6 +135,7 @@ def _decode_frame(
     count = 0 if padding is None else int(np.count_nonzero(padding))
     if padding is not None and count:
         values = hu[padding]
+        # Between this and the stored maximum it could be anatomy, and is left as it is.
         if ((values > TISSUE_ABOVE_HU) & (values <= HU_MAX)).any():
             flags.add("padding_in_tissue_range")
             count = 0

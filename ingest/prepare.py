@@ -59,6 +59,7 @@ class Prepared:
         body_box_zyx: where ``hu`` lies in the resampled, uncropped grid.
         spacing_zyx_mm: of ``hu``.
         flags: the volume's.
+        regrid_error_hu: the volume's.
     """
 
     hu: Int16[ndarray, "z y x"]
@@ -68,6 +69,7 @@ class Prepared:
     body_box_zyx: Box
     spacing_zyx_mm: tuple[float, float, float]
     flags: tuple[str, ...]
+    regrid_error_hu: float | None = None
 
 
 def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
@@ -84,7 +86,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         orientation=orientation_code(volume.affine),
         geometry=volume.geometry,
     )
-    flags = volume.flags
+    flags, regrid_error_hu = volume.flags, volume.regrid_error_hu
     del volume  # a thin-slice series is 1 GiB: nothing may keep it for longer than needed
     hu, affine = _resample(hu, affine, config)
     spacing = spacing_of(affine) if config.spacing_zyx_mm is None else config.spacing_zyx_mm
@@ -101,6 +103,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         body_box_zyx=box,
         spacing_zyx_mm=spacing,
         flags=flags,
+        regrid_error_hu=regrid_error_hu,
     )
 
 

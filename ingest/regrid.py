@@ -6,6 +6,7 @@ their true positions along the normal. Nothing is smoothed: coarser grids come l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,10 @@ from ingest.geometry import shifted, spacing_of
 from ingest.memory import give_back
 from shards.schema import FILL_HU
 
+TISSUE_ABOVE_HU = -900
+"""Air is the same everywhere: what regridding costs is measured above this."""
+MEASURED_SLICES = 64
+"""Of more slices, as many are measured: enough for a mean."""
 PLACE_DECIMALS = 6
 """Places in voxels are rounded to this, so that a slice on the grid stays as it is to the bit."""
 
@@ -104,6 +109,55 @@ def regrid(
             give_back(hu[used : upper - 1])
             used = upper - 1
     return out
+
+
+def measured_slices(
+    hu: Float32[ndarray, "n rows columns"],
+) -> dict[int, Float32[ndarray, "rows columns"]]:
+    """Copies of the slices, by number, at which the cost is measured: evenly spread ones."""
+    n = len(hu)
+    chosen = np.unique(np.linspace(0, n - 1, min(n, MEASURED_SLICES)).round().astype(int))
+    return {index: hu[index].copy() for index in chosen.tolist()}
+
+
+def regrid_error(
+    slices: Mapping[int, Float32[ndarray, "rows columns"]],
+    volume: Float32[ndarray, "z y x"],
+    regridding: Regridding,
+) -> float:
+    """What regridding cost: mean |dHU| over tissue at the true places of the slices.
+
+    ``volume`` is sampled linearly where the slices were, and compared with them.
+
+    Args:
+        slices: some of those given to `regrid`, by number.
+        volume: what it made of them.
+        regridding: the plan.
+    """
+    total, count = 0.0, 0
+    for index, plane in slices.items():
+        tissue = plane > TISSUE_ABOVE_HU
+        off = np.abs(_sampled(volume, index, regridding) - plane)
+        total += float(off[tissue].sum(dtype=np.float64))
+        count += int(np.count_nonzero(tissue))
+    return total / count if count else 0.0
+
+
+def _sampled(
+    volume: Float32[ndarray, "z y x"], index: int, regridding: Regridding
+) -> Float32[ndarray, "rows columns"]:
+    """The volume at one slice's true place, linear along each axis; the inverse of `_placed`."""
+    z = min(regridding.slice_z[index], volume.shape[0] - 1)
+    below = min(int(z), volume.shape[0] - 2)
+    weight = np.float32(z - below)
+    plane = volume[below] * (1 - weight) + volume[below + 1] * weight
+    whole = [int(place) for place in regridding.slice_yx[index]]
+    part = [place - start for place, start in zip(regridding.slice_yx[index], whole, strict=True)]
+    if any(part):
+        plane = ndimage.shift(plane, [-p for p in part], order=1, mode="nearest")
+    window = tuple(slice(s, s + n) for s, n in zip(whole, regridding.plane_yx, strict=True))
+    sampled: Float32[ndarray, "rows columns"] = plane[window]
+    return sampled
 
 
 def _placed(

@@ -23,14 +23,18 @@ MAX_SLICE_IMPLAUSIBLE = 0.05
 """Share of a slice outside the plausible range; metal fills far less of any (see `check_range`)."""
 MAX_UNLIKE, MAX_END_UNLIKE = 2.5, 5.0
 """Times that a slice may differ from both neighbours more than these, or the next pair, differ."""
+AIR_HU = -1000
+"""A blank slice above this is no air, wherever it lies."""
 MIN_UNLIKE_HU = 60.0
 """Mean |dHU| below this is no damage that matters, whatever the ratio."""
-_STRIDE = 4
-"""Every fourth row and column are compared: enough for a mean, a sixteenth of the work."""
+_COMPARED_SIDE = 128
+"""Of larger slices every n-th row and column are compared: enough for a mean, and fast."""
 
 
 def check_slices(hu: Float32[ndarray, "n rows columns"]) -> None:
     """Refuse a stack in which a slice is blank, out of range or unlike its neighbours.
+
+    Blank air beyond the first and the last image is fine: it lies beyond a head.
 
     Args:
         hu: slices in spatial order as stored, padding at -1024.
@@ -39,42 +43,35 @@ def check_slices(hu: Float32[ndarray, "n rows columns"]) -> None:
         SeriesError: blank, implausible or inconsistent; says which slice.
     """
     n = len(hu)
-    blank = np.array([plane.min() == plane.max() for plane in hu])
-    inside = np.flatnonzero(~blank)
+    lowest = np.array([plane.min() for plane in hu])
+    blank = lowest == np.array([plane.max() for plane in hu])
+    images = np.flatnonzero(~blank)
     for number in np.flatnonzero(blank).tolist():
-        if len(inside) and inside[0] < number < inside[-1]:
+        between = len(images) > 0 and images[0] < number < images[-1]
+        if between or lowest[number] > AIR_HU:
             raise SeriesError(Reason.BLANK, f"slice {number + 1} of {n} is blank")
     for number, plane in enumerate(hu):
         if (share := implausible_share(plane)) > MAX_SLICE_IMPLAUSIBLE:
             detail = f"{share:.1%} of slice {number + 1} of {n} is outside what HU can be"
             raise SeriesError(Reason.IMPLAUSIBLE_HU, detail)
-    if (
-        len(inside)
-        and (odd := _unlike_its_neighbours(hu, int(inside[0]), int(inside[-1]))) is not None
-    ):
+    if (odd := _unlike_its_neighbours(hu)) is not None:
         detail = f"slice {odd + 1} of {n} does not continue its neighbours"
         raise SeriesError(Reason.INCONSISTENT_SLICE, detail)
 
 
-def _unlike_its_neighbours(
-    hu: Float32[ndarray, "n rows columns"], first: int, last: int
-) -> int | None:
-    """A slice that differs from its neighbours by far more than these from each other.
-
-    ``first`` and ``last`` are the outermost slices that are not blank: beyond a head there may be
-    clipped air, but a body does not begin at once.
-    """
+def _unlike_its_neighbours(hu: Float32[ndarray, "n rows columns"]) -> int | None:
+    """A slice that differs from its neighbours by far more than these from each other."""
     if len(hu) < 3:
         return None
-    thin = np.clip(hu[:, ::_STRIDE, ::_STRIDE], HU_MIN, HU_MAX)
+    stride = max(1, min(hu.shape[1:]) // _COMPARED_SIDE)
+    thin = np.clip(hu[:, ::stride, ::stride], HU_MIN, HU_MAX)
     next_one = np.abs(thin[1:] - thin[:-1]).mean(axis=(1, 2))
     next_but_one = np.abs(thin[2:] - thin[:-2]).mean(axis=(1, 2))
     nearer = np.minimum(next_one[:-1], next_one[1:])
     odd = (nearer > MIN_UNLIKE_HU) & (nearer > MAX_UNLIKE * next_but_one)
     if odd.any():
         return int(odd.argmax()) + 1
-    bottom, top = min(max(first - 1, 0), len(hu) - 3), max(min(last, len(hu) - 2), 1)
-    for number, own, other in ((bottom, bottom, bottom + 1), (top + 1, top, top - 1)):
+    for number, own, other in ((0, 0, 1), (len(hu) - 1, -1, -2)):
         if next_one[own] > max(MIN_UNLIKE_HU, MAX_END_UNLIKE * next_one[other]):
             return number
     return None

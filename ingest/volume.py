@@ -20,6 +20,8 @@ class Volume:
         geometry: verdict of the geometry check, e.g. ``uniform`` or ``oblique``.
         flags: stable codes of what was noticed and handled on the way.
         padding_fraction: share of voxels that were padding.
+        regrid_error_hu: mean |dHU| over tissue at the true places of slices that were put on a
+            regular grid; None where the slices are the grid.
     """
 
     hu: Float32[ndarray, "z y x"]
@@ -27,6 +29,7 @@ class Volume:
     geometry: str = "uniform"
     flags: tuple[str, ...] = field(default=())
     padding_fraction: float = 0.0
+    regrid_error_hu: float | None = None
 
     @property
     def spacing_mm(self) -> Float64[ndarray, " 3"]:

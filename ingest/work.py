@@ -216,14 +216,14 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
     if task.refused is not None:
         return FinishedSeries(outcome=task.refused)
     try:
-        meta, hu = make_sample(series, task.config, task.excluded)
+        meta, hu, detail = make_sample(series, task.config, task.excluded)
     except SeriesError as exc:
         return FinishedSeries(outcome=Outcome(reason=str(exc.reason), detail=exc.detail))
     except Exception as exc:
         exc.add_note(f"while building series {series.series_id}")
         raise
     return FinishedSeries(
-        outcome=Outcome(reason=str(Reason.OK), flags=meta.flags),
+        outcome=Outcome(reason=str(Reason.OK), detail=detail, flags=meta.flags),
         sample=encode_sample(meta, hu, task.config.profile),
         hu_histogram=hu_histogram(hu).tolist(),
         preview=preview(hu, meta.spacing_zyx_mm) if task.preview else None,
@@ -232,8 +232,8 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
 
 def make_sample(
     series: Series, config: BuildConfig, excluded: ExcludedVoxels = NO_VOXELS
-) -> tuple[SampleMeta, Int16[ndarray, "z y x"]]:
-    """Read and prepare one series.
+) -> tuple[SampleMeta, Int16[ndarray, "z y x"], str]:
+    """Read and prepare one series; also what is to be said of it.
 
     Raises:
         SeriesError: its pixels are not what the headers promised, or are no HU; it is excluded by
@@ -244,6 +244,7 @@ def make_sample(
     from ingest.pixels import series_sha256
     from ingest.prepare import PrepareConfig, prepare
     from ingest.reader import read_series
+    from ingest.regridded import cost_in_words
 
     options = PrepareConfig(
         spacing_zyx_mm=config.spacing_zyx_mm, body_crop=config.body_crop, resample=config.resample
@@ -279,7 +280,7 @@ def make_sample(
     )
     if meta.content_sha256 in excluded.contents:
         raise SeriesError(Reason.EXCLUDED, BY_CONTENT)
-    return meta, prepared.hu
+    return meta, prepared.hu, cost_in_words(series.detail, prepared.regrid_error_hu)
 
 
 def hu_histogram(hu: Int16[ndarray, "z y x"]) -> Int64[ndarray, " bins"]:
