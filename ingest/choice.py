@@ -33,6 +33,11 @@ class Choice:
     select: Select = "all"
     exclusions: Exclusions = NO_EXCLUSIONS
 
+    @property
+    def needs_headers(self) -> bool:
+        """Whether the rows alone do not suffice."""
+        return self.select != "all" or bool(self.exclusions.uids or self.exclusions.patients)
+
 
 TAKE_ALL = Choice()
 

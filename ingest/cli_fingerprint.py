@@ -52,11 +52,13 @@ def run_fingerprint(command: Fingerprint) -> int:
 
 def entries(found: ScanResult, hashes: Iterable[str], *, patients: bool) -> list[str]:
     """Lines of the list: a comment, then UIDs, patients and hashes, each once."""
+    from ingest.exclude import uid_line
+
     uids = {uid for row in found.series for uid in row.uids}
     ids = {row.patient for row in found.series if row.patient} if patients else set()
     return [
         "# Made by `ingest fingerprint`: it identifies these cases; keep it as private as they.",
-        *sorted(uids),
-        *(f"patient:{one}" for one in sorted(ids)),
+        *sorted(uid_line(uid) for uid in uids if uid.isprintable()),
+        *(f"patient:{one}" for one in sorted(ids) if one.isprintable()),
         *(f"pixels:{one}" for one in sorted(set(hashes) - {""})),
     ]

@@ -3,8 +3,9 @@
 A list is a text file, one entry a line; ``#`` begins a comment. It names a case by
 
 - a UID (StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID): the study, the series, or the
-  series that holds the image is left out;
-- ``patient:ID``, a PatientID as the headers have it: everything of that patient is left out;
+  series that holds the image is left out; ``uid:TEXT`` where one is malformed;
+- ``patient:ID``, a PatientID as the headers have it: everything of that patient is left out (in
+  these two, a # is part of the text);
 - ``pixels:HEX``, a pixel hash (``ingest/pixels.py``): the same voxels under whatever UIDs;
 - ``sha256:HEX``, the ``content_sha256`` of a sample of another dataset of the same settings.
 
@@ -39,6 +40,7 @@ KINDS = {"uid": BY_UID, "patient": BY_PATIENT, "pixels": BY_PIXELS, "content": B
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _MAX_UID_CHARS = 64
 _HEX = re.compile(r"[0-9a-f]{64}")
+_VERBATIM = ("patient:", "uid:")
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -103,7 +105,9 @@ def read_exclusions(paths: Sequence[Path]) -> Exclusions:
             why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
             raise UsageError(f"--exclude {path}: cannot be read ({why})") from exc
         for number, line in enumerate(lines, 1):
-            text = _COMMENT.sub("", line.removeprefix("\ufeff")).strip()
+            text = line.removeprefix("\ufeff").strip()
+            if not text.startswith(_VERBATIM):
+                text = _COMMENT.sub("", text).strip()
             if not text:
                 continue
             entry = _parse(text)
@@ -127,12 +131,21 @@ def _parse(text: str) -> tuple[str, str] | None:
     kind, colon, value = text.partition(":")
     value = value.strip()
     if not colon:
-        return ("uid", text) if _UID.fullmatch(text) and len(text) <= _MAX_UID_CHARS else None
-    if kind == "patient":
+        return ("uid", text) if _is_uid(text) else None
+    if kind in ("patient", "uid"):
         return (kind, value) if value else None
     if kind in ("pixels", "sha256") and _HEX.fullmatch(value.lower()):
         return kind, value.lower()
     return None
+
+
+def _is_uid(text: str) -> bool:
+    return len(text) <= _MAX_UID_CHARS and _UID.fullmatch(text) is not None
+
+
+def uid_line(uid: str) -> str:
+    """The entry for a UID as a header has it."""
+    return uid if _is_uid(uid) else f"uid:{uid}"
 
 
 def exclude_rows(

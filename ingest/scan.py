@@ -94,7 +94,8 @@ def scan(
                 progress(n_files)
         headers, duplicates = _split_duplicates(found.headers)
         dicom = group_series(headers, duplicates, id_key, min_slices=config.min_slices)
-    by_ref = {header.ref: header for header in found.headers}
+    needed = found.headers if config.choice.needs_headers or config.keep_uids else []
+    by_ref = {header.ref: header for header in needed}
     rows = apply_choice(dicom + _mark_duplicates(found.rows), by_ref, config.choice)
     if config.keep_uids:
         rows = [_with_uids(row, by_ref) for row in rows]

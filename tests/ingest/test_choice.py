@@ -10,6 +10,7 @@ import pytest
 
 from ingest.choice import Choice, coverage_mm
 from ingest.cli import main
+from ingest.cli_fingerprint import entries
 from ingest.config import BuildConfig
 from ingest.errors import UsageError
 from ingest.exclude import read_exclusions
@@ -139,6 +140,8 @@ def test_a_list_names_cases_in_five_ways(acquisitions, tmp_path, id_key):
     assert excluded(f"\ufeff{some.SOPInstanceUID}\r\n") == {"later"}
     assert excluded(some.StudyInstanceUID) == everything - {"other"}
     assert excluded(f"patient:{other.PatientID}\n") == {"other"}
+    assert excluded(f"uid:{some.SeriesInstanceUID}") == {"later"}
+    assert excluded(f"patient:{other.PatientID} # 1") == set()
     assert excluded("1.2.3\npatient:nobody\npixels:" + "0" * 64) == set()
 
 
@@ -236,6 +239,18 @@ def test_a_fingerprint_keeps_evaluation_cases_out(acquisitions, tmp_path, capsys
     (tmp_path / "content").write_text(f"sha256:{kept.meta.content_sha256}")
     assert run(*build, tmp_path / "two", *flags, "--exclude", tmp_path / "content") == 1
     assert "none accepted" in capsys.readouterr().err
+
+
+def test_a_list_of_odd_identifiers_reads_back(acquisitions, tmp_path, id_key):
+    found = scan([str(acquisitions / "other")], id_key)
+    [row] = found.series
+    odd = replace(row, uids=("ABC", "1.2.3", "two\nlines"), patient="Ward 7 #12")
+    lines = entries(replace(found, series=(odd,)), ["0" * 64, ""], patients=True)
+    (tmp_path / "list").write_text("\n".join(lines))
+    exclusions = read_exclusions([tmp_path / "list"])
+    assert exclusions.uids == {"ABC", "1.2.3"}
+    assert exclusions.patients == {"Ward 7 #12"}
+    assert exclusions.voxels.pixels == {"0" * 64}
 
 
 @pytest.mark.parametrize("value", [-1.0, np.inf, np.nan])
