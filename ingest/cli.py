@@ -14,9 +14,22 @@ from typing import Any
 import tyro
 
 from ingest.cli_build import run_build, run_scan
+from ingest.cli_edit import run_append, run_compact, run_forget, run_merge
 from ingest.cli_fingerprint import run_fingerprint
 from ingest.cli_look import run_demo_archive, run_inspect, run_verify
-from ingest.commands import BuildShards, Command, DemoArchive, Fingerprint, Inspect, Scan, Verify
+from ingest.commands import (
+    Append,
+    BuildShards,
+    Command,
+    Compact,
+    DemoArchive,
+    Fingerprint,
+    Forget,
+    Inspect,
+    Merge,
+    Scan,
+    Verify,
+)
 from ingest.errors import IngestError, UsageError
 from ingest.exits import FAILED, USAGE
 
@@ -45,6 +58,10 @@ def main(args: Sequence[str] | None = None) -> int:
         Scan: run_scan,
         BuildShards: run_build,
         Fingerprint: run_fingerprint,
+        Append: run_append,
+        Forget: run_forget,
+        Compact: run_compact,
+        Merge: run_merge,
         Verify: run_verify,
         Inspect: run_inspect,
         DemoArchive: run_demo_archive,

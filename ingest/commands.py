@@ -15,6 +15,7 @@ Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
 Select = Literal["all", "thinnest-soft-tissue"]
+Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 New = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -130,10 +131,84 @@ class DemoArchive:
     """A new or empty folder."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """Add what is new in raw archives to a dataset, in new shards; what is there stays as it is."""
+
+    paths: Paths
+    """Folders, archives and files to read, then the dataset's folder."""
+    spacing_mm: Annotated[str | None, tyro.conf.arg(metavar="MM|z,y,x|native")] = None
+    """Only to make sure: must be what the dataset was built with, as all settings but two."""
+    body_crop: bool | None = None
+    """Only to make sure."""
+    resample: Literal["antialias", "linear"] | None = None
+    """Only to make sure."""
+    profile: Literal["balanced", "ratio", "gpu"] | None = None
+    """Only to make sure."""
+    min_slices: int | None = None
+    """Only to make sure."""
+    shard_mib: int | None = None
+    """Size of a new shard, about, in MiB; by default as before."""
+    source: str | None = None
+    """Name of the collection of the new series; by default as before."""
+    workers: int | None = None
+    """Worker processes, one a core by default; they change no byte."""
+    dask_scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDR")] = None
+    """Address of a running Dask scheduler: its workers are used; they must see RAW and OUT."""
+    max_failures: float = 0.1
+    """Share of broken series (unreadable, truncated, undecodable) above which the run fails."""
+    id_key: File = None
+    """File with the key behind the identifiers: the one the dataset was built with."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget:
+    """Withdraw subjects: no reader is served their samples any more, and no append takes them."""
+
+    out: Folder
+    """The dataset's folder."""
+    subject: tuple[str, ...] = ()
+    """Ids of subjects, as in index.parquet."""
+    patient_id: tuple[str, ...] = ()
+    """The hospital's PatientIDs instead; the id key turns them into subject ids."""
+    issuer: str = ""
+    """Their IssuerOfPatientID, if the files state one."""
+    id_key: File = None
+    """For --patient-id: the key that the dataset was built with."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact:
+    """Remove the bytes of withdrawn subjects: shards that hold some are written anew."""
+
+    out: Folder
+    """The dataset's folder."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Make one new dataset of several; these stay as they are."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A B... OUT")]
+    """Folders of datasets, then the folder to write."""
+    json: bool = False
+    """End with one line of JSON on stdout."""
+
+
 Command = (
     Annotated[Scan, tyro.conf.subcommand("scan")]
     | Annotated[BuildShards, tyro.conf.subcommand("build-shards")]
     | Annotated[Fingerprint, tyro.conf.subcommand("fingerprint")]
+    | Annotated[Append, tyro.conf.subcommand("append")]
+    | Annotated[Forget, tyro.conf.subcommand("forget")]
+    | Annotated[Compact, tyro.conf.subcommand("compact")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[DemoArchive, tyro.conf.subcommand("demo-archive")]

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """Stable lower-case codes. New ones may be added; none is ever renamed or reused."""
 
     OK = "ok"
+    WITHDRAWN = "withdrawn"
+    ALREADY_STORED = "already_stored"
     # The file cannot be read: broken input, which counts against the failure budget.
     UNREADABLE_FILE = "unreadable_file"
     TRUNCATED_FILE = "truncated_file"

@@ -25,6 +25,7 @@ from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
 from ingest.lock import locked
 from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
+from ingest.record import BUILD_RECORD, BuildRecord, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.series import Series
@@ -42,8 +43,17 @@ from ingest.work import (
 from ingest.workers import Split, run_tasks
 from shards.failpoints import failpoint
 from shards.files import write_atomic
-from shards.schema import Contract, Manifest, MustMatch, Recorded, Totals, canonical_json
-from shards.writer import ShardResult, publish
+from shards.schema import (
+    Contract,
+    Manifest,
+    MustMatch,
+    Recorded,
+    Totals,
+    canonical_json,
+    dump_json,
+    generation_id,
+)
+from shards.writer import KeptShard, ShardResult, publish
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,7 +176,7 @@ def _build(
     versions = package_versions()
     start_build(job.out, plan.build_sha256, versions)
     try:
-        results = _build_groups(plan, config, job, budget, listener)
+        results = build_groups(plan, config, job, budget, listener)
     except BaseException:
         clear_partials(job.out)
         raise
@@ -212,7 +222,7 @@ def nothing_accepted(found: ScanResult) -> IngestError:
     )
 
 
-def _build_groups(
+def build_groups(
     plan: Plan, config: BuildConfig, job: Job, budget: Budget, listener: Listener
 ) -> list[GroupResult]:
     """Build the groups that no earlier run finished; all results, by number."""
@@ -340,6 +350,14 @@ def _publish(
         contract=contract,
         exclude_sha256=plan.exclusions.sha256,
     )
+    shards.sort(key=lambda shard: shard.entry.name)
+    record = BuildRecord(
+        generation_id=generation_id([shard.entry for shard in shards]),
+        config=config,
+        hu_histogram=list(report.hu_histogram),
+        refused_subjects=refused_subjects(plan.found.series, rows),
+    )
+    write_atomic(out / BUILD_RECORD, dump_json(record))
     return publish(
         out,
         shards,
@@ -374,7 +392,9 @@ def series_row(series: Series, outcome: Outcome | None) -> dict[str, Any]:
     }
 
 
-def count_totals(rows: Sequence[dict[str, Any]], shards: Sequence[ShardResult]) -> Totals:
+def count_totals(
+    rows: Sequence[dict[str, Any]], shards: Sequence[ShardResult | KeptShard]
+) -> Totals:
     """The sums of the manifest; every file found is either used or refused."""
     samples = [row for shard in shards for row in shard.index_rows]
     used = sum(row["n_files"] for row in rows if row["verdict"] == "accepted")

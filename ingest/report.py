@@ -36,6 +36,10 @@ class ReportData:
     contract: Contract
     exclude_sha256: str = ""
     """Digest of the exclusion list; empty where there was none."""
+    generation: int = 1
+    """Of the dataset; a later one is named."""
+    withdrawn: int = 0
+    """Samples whose bytes are still in the shards."""
 
 
 def render_report(data: ReportData) -> str:
@@ -44,7 +48,10 @@ def render_report(data: ReportData) -> str:
     page = Template(files("ingest").joinpath("report.template.html").read_text())
     return page.substitute(
         headline=f"{data.totals.samples:,} CT volume{'s' * (data.totals.samples != 1)}",
-        accounting=_accounting(data.totals) + _regridded(rows.geometry) + _excluded(data),
+        accounting=_accounting(data.totals)
+        + _regridded(rows.geometry)
+        + _excluded(data)
+        + _generation(data),
         cards=_cards(data.totals),
         refused=refused_html(rows.refused),
         flagged=flagged_html(rows.flagged),
@@ -93,6 +100,14 @@ def _excluded(data: ReportData) -> str:
     counts = count_excluded(data.rows)
     kinds = ", ".join(f"{count:,} by {kind}" for kind, count in counts.items())
     return f" Excluded by the list with SHA-256 {data.exclude_sha256}: {kinds}."
+
+
+def _generation(data: ReportData) -> str:
+    """A sentence on a dataset that was changed; empty for a first build."""
+    if data.generation == 1:
+        return ""
+    left = f"; {data.withdrawn:,} withdrawn, in the shards until `ingest compact`"
+    return f" Generation {data.generation}{left if data.withdrawn else ''}."
 
 
 def _cards(totals: Totals) -> str:

@@ -6,6 +6,8 @@ from ingest.errors import Reason
 
 SENTENCES: dict[Reason, str] = {
     Reason.OK: "Taken as a volume.",
+    Reason.WITHDRAWN: "Its subject is withdrawn from the dataset.",
+    Reason.ALREADY_STORED: "The series is stored already, from other files; it stays as it was.",
     Reason.UNREADABLE_FILE: "The file could not be opened or parsed.",
     Reason.TRUNCATED_FILE: "The file ends before its pixel data do.",
     Reason.CORRUPT_ARCHIVE: "The archive is damaged and could not be unpacked.",

@@ -16,8 +16,8 @@ from numpy import ndarray
 
 from shards.codec import decode_volume
 from shards.digest import sha256
-from shards.errors import CorruptShardError, NotADatasetError
-from shards.generations import COMMITTED
+from shards.errors import CorruptShardError
+from shards.opening import Generation, file_entry, get_if_there, read_generation
 from shards.plan import PlanSamples
 from shards.profiles import get_profile
 from shards.schema import (
@@ -28,7 +28,6 @@ from shards.schema import (
     MANIFEST,
     META_SUFFIX,
     ZARR_SUFFIX,
-    FileEntry,
     Manifest,
     SampleMeta,
     idx_name,
@@ -38,7 +37,7 @@ from shards.sidecars import parse_idx
 from shards.store import RangeFile, Store, get, get_range, open_store
 from shards.tables import check_schema
 from shards.tar import Member
-from shards.versions import load_manifest, read_index
+from shards.versions import read_index
 
 Array = TypeVar("Array", bound="ndarray[Any, Any]")
 
@@ -98,12 +97,13 @@ class Dataset:
         store: the storage it is read from.
         manifest: what it says of itself.
         index: ``index.parquet``, one row a sample, with the columns of the newest version.
+        tables: put before the names of tables and report, which lie elsewhere during a change.
     """
 
     def __init__(
         self, url: str, store: Store, manifest: Manifest, index: pa.Table, tables: str = ""
     ) -> None:
-        self._tables = tables
+        self.tables = tables
         self.url = url
         self.store = store
         self.manifest = manifest
@@ -186,6 +186,20 @@ class Dataset:
             raise CorruptShardError(f"{shard}: {key}: {exc}") from exc
         return Sample(meta=parsed, hu=hu, affine=np.array(parsed.affine, dtype=np.float64))
 
+    def file(self, name: str) -> bytes:
+        """A table or the report, whole.
+
+        Raises:
+            CorruptShardError: it is not the one that the manifest names.
+        """
+        expected = file_entry(self.manifest, name).sha256
+        for path in (self.tables + name, name):
+            data = get_if_there(self.store, path)
+            if data is not None and sha256(data) == expected:
+                return data
+        self._check_unchanged()
+        raise CorruptShardError(f"{self.url}: {name}: missing, or not that of {MANIFEST}")
+
     def chunk_rows(self, shards: Sequence[int] | None = None) -> ChunkTable:
         """Chunk tables of some shards (positions in the manifest), or of all; read when asked for.
 
@@ -264,7 +278,7 @@ class Dataset:
 
     def _chunk_file(self) -> RangeFile:
         try:
-            return RangeFile(self.store, self._tables + CHUNKS)
+            return RangeFile(self.store, self.tables + CHUNKS)
         except FileNotFoundError:
             # The change that was going on when this was opened is complete by now.
             return RangeFile(self.store, CHUNKS)
@@ -275,87 +289,6 @@ class Dataset:
             return parse_idx(get(self.store, name), name)
         except FileNotFoundError as exc:
             raise CorruptShardError(f"{name}: missing") from exc
-
-
-def read_manifest(store: Store, url: str | Path) -> Manifest:
-    """The manifest of the dataset in ``store``, which was opened from ``url``.
-
-    Raises:
-        NotADatasetError: there is none.
-        FormatVersionError: another format or version.
-        CorruptShardError: not a manifest.
-    """
-    try:
-        data = get(store, MANIFEST)
-    except FileNotFoundError as exc:
-        raise NotADatasetError(
-            f"{url}: no {MANIFEST} there; give the output of `ingest build-shards` "
-            "(a build that did not finish has none)"
-        ) from exc
-    return load_manifest(data, f"{url}: {MANIFEST}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One state of a dataset: its manifest, its index, and where its tables are."""
-
-    manifest: Manifest
-    index: bytes | None
-    """Content of ``index.parquet``, unchecked; None when it is missing."""
-    tables: str
-    """Put before the names of the tables and the report."""
-
-
-def read_generation(store: Store, url: str | Path) -> Generation:
-    """The generation that the dataset in ``store`` is in, also while a writer changes it.
-
-    Raises:
-        NotADatasetError, FormatVersionError, CorruptShardError: see ``read_manifest``.
-    """
-    manifest = read_manifest(store, url)
-    while True:
-        index = _get(store, INDEX)
-        if _is_index_of(manifest, index):
-            return Generation(manifest=manifest, index=index, tables="")
-        # Either the files are just changing, or have changed since the manifest was read, or the
-        # index is broken.
-        if (decided := _read_decided(store, url)) is not None:
-            return decided
-        before, manifest = manifest, read_manifest(store, url)
-        if manifest == before:
-            return Generation(manifest=manifest, index=index, tables="")
-
-
-def _read_decided(store: Store, url: str | Path) -> Generation | None:
-    """The generation whose files are just taking their places; None when there is none."""
-    tables = f"{COMMITTED}/"
-    data, index = _get(store, tables + MANIFEST), _get(store, tables + INDEX)
-    if data is None or index is None:
-        return None
-    manifest = load_manifest(data, f"{url}: {tables}{MANIFEST}")
-    if not _is_index_of(manifest, index):
-        return None
-    return Generation(manifest=manifest, index=index, tables=tables)
-
-
-def _is_index_of(manifest: Manifest, index: bytes | None) -> bool:
-    named = [entry.sha256 for entry in manifest.files if entry.name == INDEX]
-    return index is not None and named == [sha256(index)]
-
-
-def _get(store: Store, path: str) -> bytes | None:
-    try:
-        return get(store, path)
-    except FileNotFoundError:
-        return None
-
-
-def file_entry(manifest: Manifest, name: str) -> FileEntry:
-    """What the manifest says of file ``name``; CorruptShardError when it names no such file."""
-    for entry in manifest.files:
-        if entry.name == name:
-            return entry
-    raise CorruptShardError(f"{MANIFEST}: names no {name}")
 
 
 def _checked_index(found: Generation, where: str) -> bytes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -52,6 +53,11 @@ KEY_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
 def shard_name(number: int) -> str:
     """File name of shard ``number``, e.g. ``shard-000003.tar``."""
     return f"shard-{number:06d}.tar"
+
+
+def shard_number(name: str) -> int:
+    """Number of the shard with this file name."""
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
 
 
 def idx_name(shard: str) -> str:
@@ -159,9 +165,14 @@ class Manifest:
     @property
     def generation_id(self) -> str:
         """Digest of the shards' digests and the tombstones: names what a run was trained on."""
-        lines = [f"{s.name} {s.sha256}" for s in self.shards]
-        lines += [f"tombstone {key}" for key in self.tombstones]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return generation_id(self.shards, self.tombstones)
+
+
+def generation_id(shards: Sequence[ShardEntry], tombstones: Sequence[str] = ()) -> str:
+    """The generation id of a dataset of these shards and tombstones, both in order."""
+    lines = [f"{shard.name} {shard.sha256}" for shard in shards]
+    lines += [f"tombstone {key}" for key in tombstones]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.dataset import file_entry, read_generation
 from shards.digest import sha256
 from shards.errors import CorruptShardError, ShardError
+from shards.opening import file_entry, read_generation
 from shards.schema import (
     CHUNKS,
     CHUNKS_SCHEMA,

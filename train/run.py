@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from coralbay.schedules import build_schedules
-from shards.dataset import read_manifest
+from shards.opening import read_manifest
 from shards.schema import Manifest
 from shards.store import open_store
 from train import checkpoint

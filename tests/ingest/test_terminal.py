@@ -9,8 +9,8 @@ from ingest.errors import Reason
 from ingest.scan import ScanResult
 from ingest.series import Series
 from ingest.sources import FileRef
-from ingest.terminal import TOLD_PER_REASON, Terminal
 from ingest.spool import Outcome
+from ingest.terminal import TOLD_PER_REASON, Terminal
 from ingest.work import GroupResult
 
 
