@@ -1,12 +1,13 @@
-"""Makes the golden dataset of format version 1: ``python tests/golden/make_golden.py OUT``.
+"""Makes the golden datasets: ``python tests/golden/make_golden.py tests/golden/v1``, or v2.
 
 Three phantom volumes at their own spacing, uncropped, so that no resampling is involved and the
 shard can be made again bit by bit on any CPU with the pinned packages. What is committed under
 ``v1`` is never made anew: a change of these bytes is a change of the format, and needs a new
-version and folder.
+version and folder. ``v2`` is its second generation, with a sample withdrawn: that takes version 2.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,11 +16,13 @@ import nibabel
 import numpy as np
 
 from ingest.config import BuildConfig
+from ingest.edit_forget import forget
 from ingest.ids import IdKey
 from ingest.phantom import Torso, sample_torso
 from ingest.pipeline import Job, build, plan_build
 from ingest.terminal import Terminal
 from ingest.testing import FEET_FIRST_SUPINE, SeriesSpec, write_dicom_series
+from shards.schema import Manifest
 
 KEY = IdKey(key=bytes(range(32)))
 CONFIG = BuildConfig(spacing_zyx_mm=None, body_crop=False, source="golden")
@@ -65,6 +68,17 @@ def build_golden(out: Path) -> None:
         write_archive(raw)
         plan = plan_build([str(raw)], CONFIG, KEY, terminal)
         manifest = build(plan, CONFIG, KEY, Job(out=out), terminal)
+    write_digests(out, manifest)
+
+
+def build_golden_v2(out: Path) -> None:
+    """The committed version 1 with its first patient withdrawn."""
+    shutil.copytree(Path(__file__).with_name("v1"), out)
+    write_digests(out, forget(out, [KEY.id("subject", "", "PHANTOM-1")]).manifest)
+
+
+def write_digests(out: Path, manifest: Manifest) -> None:
+    """What a test holds the dataset to."""
     digests = {
         "generation_id": manifest.generation_id,
         "shards": {shard.name: shard.sha256 for shard in manifest.shards},
@@ -73,4 +87,4 @@ def build_golden(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    build_golden(Path(sys.argv[1]))
+    {"v1": build_golden, "v2": build_golden_v2}[Path(sys.argv[1]).name](Path(sys.argv[1]))

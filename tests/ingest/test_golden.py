@@ -1,4 +1,4 @@
-"""The committed dataset of format version 1: old shards stay readable, and are still made alike."""
+"""The committed datasets of format versions 1 and 2: still readable, and still made alike."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from shards.verify import verify
 from shards.writer import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-V1 = GOLDEN / "v1"
+V1, V2 = GOLDEN / "v1", GOLDEN / "v2"
 SHARD_SHA256 = "06f1096448ea915fcd67cded1fab713710b67683fa8c66a3a1ac3bbba9f031b5"
 """Of version 1, for ever. A new format is a new folder, never a new digest here."""
 
@@ -109,3 +109,25 @@ def test_the_flags_added_since_are_these(maker, tmp_path):
     maker["build_golden"](tmp_path / "built")
     kernels = {s.meta.kernel: s.meta.flags for s in Dataset.open(tmp_path / "built")}
     assert kernels == {"B30f": ("kernel_soft",), "": ()}
+
+
+def test_version_2_is_read_and_still_made(maker, tmp_path):
+    recorded = json.loads((GOLDEN / "v2.digest.json").read_text())
+    maker["build_golden_v2"](tmp_path / "v2")
+    for folder in (V2, tmp_path / "v2"):
+        assert verify(folder).problems == []
+        dataset = Dataset.open(folder)
+        manifest = dataset.manifest
+        assert (manifest.format_version, manifest.generation) == (2, 2)
+        assert manifest.generation_id == recorded["generation_id"]
+        assert {s.name: s.sha256 for s in manifest.shards} == recorded["shards"]
+        assert len(manifest.tombstones) == 1
+        # The first patient's volume is the one of 44 x 44 pixels.
+        assert sorted(s.hu.shape for s in dataset) == [(34, 36, 72), (34, 40, 40)]
+
+
+def test_version_1_and_2_have_the_same_voxels():
+    old = {sample.meta.key: sample for sample in Dataset.open(V1)}
+    for sample in Dataset.open(V2):
+        assert sample.meta == old[sample.meta.key].meta
+        np.testing.assert_array_equal(sample.hu, old[sample.meta.key].hu)
