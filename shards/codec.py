@@ -1,7 +1,8 @@
 """A volume to a Zarr v3 array of one shard, and back; each chunk can be decoded alone.
 
-The array is int16 HU on (z, y, x). Its one shard holds an index, then the chunks that are not all
--1024, in Morton order. ``docs/format.md`` gives every byte; zarr-python reads the result unchanged.
+The array is int16 HU on (z, y, x), or a label volume on the same grid. Its one shard holds an
+index, then the chunks that are not all fill (-1024, or label 0), in Morton order.
+``docs/format.md`` gives every byte; zarr-python reads the result unchanged.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Bool, Int16, Int32, Int64
+from jaxtyping import Bool, Int16, Int32, Int64, Integer, UInt8, UInt16
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
@@ -28,6 +30,37 @@ ABSENT = np.uint64(2**64 - 1)
 """Offset and length of an absent chunk in the index (Zarr v3 ``sharding_indexed``)."""
 
 Triple = tuple[int, int, int]
+LabelArray = UInt8[ndarray, "z y x"] | UInt16[ndarray, "z y x"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayKind:
+    """What a voxel is: its type, and the value that absent chunks stand for."""
+
+    dtype: str
+    fill: int
+
+
+CT_KIND = ArrayKind(dtype="int16", fill=FILL_HU)
+LABEL_KINDS = (ArrayKind(dtype="uint8", fill=0), ArrayKind(dtype="uint16", fill=0))
+"""Labels take two bytes only where a value is over 255."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayHead:
+    """What an array's metadata say."""
+
+    shape_zyx: Triple
+    profile: Profile
+    kind: ArrayKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedLabels:
+    """A label volume as stored."""
+
+    zarr_json: bytes
+    zshard: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +102,17 @@ def morton_order(grid_zyx: Triple) -> Int64[ndarray, " n"]:
     return order
 
 
-def zarr_metadata(shape_zyx: tuple[int, ...], profile: str) -> bytes:
-    """The array's ``zarr.json``: a function of shape and profile alone."""
-    chosen = get_profile(profile)
+def zarr_metadata(shape_zyx: tuple[int, ...], profile: str, kind: ArrayKind = CT_KIND) -> bytes:
+    """The array's ``zarr.json``: a function of shape, profile and kind alone."""
+    chosen = _profile_of(profile, kind)
     side = chosen.chunk_side
     little = {"name": "bytes", "configuration": {"endian": "little"}}
+    # One byte has no order, and zarr-python writes none.
+    plain = {"name": "bytes"} if np.dtype(kind.dtype).itemsize == 1 else little
     crc = {"name": "crc32c"}
     sharding = {
         "chunk_shape": [side] * 3,
-        "codecs": [little, *chosen.codecs, crc],
+        "codecs": [plain, *chosen.codecs, crc],
         "index_codecs": [little, crc],
         "index_location": "start",
     }
@@ -88,9 +123,9 @@ def zarr_metadata(shape_zyx: tuple[int, ...], profile: str) -> bytes:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "data_type": "int16",
+            "data_type": kind.dtype,
             "dimension_names": ["z", "y", "x"],
-            "fill_value": FILL_HU,
+            "fill_value": kind.fill,
             "node_type": "array",
             "shape": list(shape_zyx),
             "zarr_format": 3,
@@ -98,19 +133,19 @@ def zarr_metadata(shape_zyx: tuple[int, ...], profile: str) -> bytes:
     )
 
 
-def parse_zarr_metadata(zarr_json: bytes) -> tuple[Triple, Profile]:
-    """Shape and profile of an array.
+def parse_zarr_metadata(zarr_json: bytes, kinds: Sequence[ArrayKind] = (CT_KIND,)) -> ArrayHead:
+    """Shape, profile and kind of an array.
 
     Raises:
-        CorruptShardError: not, to the byte, the metadata of a profile of this format version.
+        CorruptShardError: not, to the byte, the metadata of a profile and one of ``kinds``.
     """
     try:
         z, y, x = (int(length) for length in json.loads(zarr_json)["shape"])
     except (ValueError, KeyError, TypeError) as exc:
         raise CorruptShardError(f"array metadata has no shape ({exc!r})") from exc
-    for profile in PROFILES.values():
-        if min(z, y, x) > 0 and zarr_metadata((z, y, x), profile.name) == zarr_json:
-            return (z, y, x), profile
+    for name, kind in itertools.product(PROFILES, kinds):
+        if min(z, y, x) > 0 and zarr_metadata((z, y, x), name, kind) == zarr_json:
+            return ArrayHead(shape_zyx=(z, y, x), profile=_profile_of(name, kind), kind=kind)
     raise CorruptShardError("array metadata is not that of any profile of this format version")
 
 
@@ -126,26 +161,15 @@ def encode_volume(hu: Int16[ndarray, "z y x"], profile: str) -> EncodedVolume:
     """
     if hu.dtype != np.int16 or hu.ndim != 3 or 0 in hu.shape:
         raise ValueError(f"need a non-empty 3D int16 volume, got {hu.dtype} {hu.shape}")
-    chosen = get_profile(profile)
-    grid = chunk_grid(hu.shape, chosen.chunk_side)
-    n_chunks = math.prod(grid)
-    offsets = np.zeros(n_chunks, dtype=np.int64)
-    nbytes = np.zeros(n_chunks, dtype=np.int32)
-    air = np.ones(n_chunks, dtype=np.bool_)
-    parts: list[bytes] = []
-    at = index_nbytes(n_chunks)
-    for n in morton_order(grid):
-        chunk = _padded_chunk(hu, np.unravel_index(n, grid), chosen.chunk_side)
-        if not np.any(chunk != FILL_HU):
-            continue
-        air[n] = not np.any(chunk > AIR_BELOW_HU)
-        stored = _close(chosen.compress(chunk))
-        offsets[n], nbytes[n] = at, len(stored)
-        at += len(stored)
-        parts.append(stored)
+    side = get_profile(profile).chunk_side
+    grid = chunk_grid(hu.shape, side)
+    zshard, offsets, nbytes = _encode(hu, profile, CT_KIND)
+    air = np.ones(len(nbytes), dtype=np.bool_)
+    for n in np.flatnonzero(nbytes):
+        air[n] = not np.any(hu[_chunk_slices(np.unravel_index(n, grid), side)] > AIR_BELOW_HU)
     return EncodedVolume(
         zarr_json=zarr_metadata(hu.shape, profile),
-        zshard=b"".join([_encode_index(offsets, nbytes), *parts]),
+        zshard=zshard,
         grid_zyx=grid,
         chunk_offsets=offsets,
         chunk_nbytes=nbytes,
@@ -153,10 +177,53 @@ def encode_volume(hu: Int16[ndarray, "z y x"], profile: str) -> EncodedVolume:
     )
 
 
+def encode_labels(values: LabelArray, profile: str) -> EncodedLabels:
+    """Encode a label volume: one byte a voxel where every value fits, else two.
+
+    Args:
+        values: labels, (z, y, x), no side 0; 0 is background.
+        profile: name in ``PROFILES``.
+
+    Raises:
+        ValueError: not uint8 or uint16, not 3D, or empty.
+    """
+    if values.dtype not in (np.uint8, np.uint16) or values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"need a non-empty 3D label volume, got {values.dtype} {values.shape}")
+    kind = LABEL_KINDS[int(values.max() > np.iinfo(np.uint8).max)]
+    zshard, _, _ = _encode(values.astype(kind.dtype, copy=False), profile, kind)
+    return EncodedLabels(zarr_json=zarr_metadata(values.shape, profile, kind), zshard=zshard)
+
+
+def _encode(
+    voxels: Integer[ndarray, "z y x"], profile: str, kind: ArrayKind
+) -> tuple[bytes, Int64[ndarray, " n"], Int32[ndarray, " n"]]:
+    """The zshard, and offsets and lengths of its chunks in C order."""
+    chosen = _profile_of(profile, kind)
+    grid = chunk_grid(voxels.shape, chosen.chunk_side)
+    n_chunks = math.prod(grid)
+    offsets = np.zeros(n_chunks, dtype=np.int64)
+    nbytes = np.zeros(n_chunks, dtype=np.int32)
+    parts: list[bytes] = []
+    at = index_nbytes(n_chunks)
+    for n in morton_order(grid):
+        chunk = _padded_chunk(voxels, np.unravel_index(n, grid), chosen.chunk_side, kind.fill)
+        if not np.any(chunk != kind.fill):
+            continue
+        stored = _close(chosen.compress(chunk))
+        offsets[n], nbytes[n] = at, len(stored)
+        at += len(stored)
+        parts.append(stored)
+    return b"".join([_encode_index(offsets, nbytes), *parts]), offsets, nbytes
+
+
+def _profile_of(name: str, kind: ArrayKind) -> Profile:
+    return get_profile(name, np.dtype(kind.dtype).itemsize)
+
+
 def decode_chunk(
-    buf: bytes | memoryview, out: Int16[ndarray, "c c c"], profile: Profile | str
+    buf: bytes | memoryview, out: Integer[ndarray, "c c c"], profile: Profile | str
 ) -> None:
-    """Decode one stored chunk into ``out``, which is C-contiguous int16 of the profile's side.
+    """Decode one stored chunk into ``out``, which is C-contiguous and of the profile's side.
 
     The checksum is read first; the Blosc profiles then decode without a temporary copy and without
     the GIL.
@@ -168,21 +235,23 @@ def decode_chunk(
     chosen.decompress(_open(buf, "chunk"), out)
 
 
-def decode_padded(zarr_json: bytes, zshard: bytes) -> Int16[ndarray, "z y x"]:
+def decode_padded(
+    zarr_json: bytes, zshard: bytes, kinds: Sequence[ArrayKind] = (CT_KIND,)
+) -> Integer[ndarray, "z y x"]:
     """Every whole chunk of an array, the padding of the last ones included.
 
     Raises:
         CorruptShardError: metadata, index or a chunk is not as written.
     """
-    shape, profile = parse_zarr_metadata(zarr_json)
-    side = profile.chunk_side
-    grid = chunk_grid(shape, side)
+    head = parse_zarr_metadata(zarr_json, kinds)
+    side = head.profile.chunk_side
+    grid = chunk_grid(head.shape_zyx, side)
     offsets, nbytes = read_chunk_index(zshard, math.prod(grid))
-    out = np.full([n * side for n in grid], FILL_HU, dtype=np.int16)
-    scratch = np.empty((side, side, side), dtype=np.int16)
+    out = np.full([n * side for n in grid], head.kind.fill, dtype=head.kind.dtype)
+    scratch = np.empty((side, side, side), dtype=head.kind.dtype)
     view = memoryview(zshard)
     for n in np.flatnonzero(nbytes):
-        decode_chunk(view[offsets[n] : offsets[n] + nbytes[n]], scratch, profile)
+        decode_chunk(view[offsets[n] : offsets[n] + nbytes[n]], scratch, head.profile)
         out[_chunk_slices(np.unravel_index(n, grid), side)] = scratch
     return out
 
@@ -193,8 +262,23 @@ def decode_volume(zarr_json: bytes, zshard: bytes) -> Int16[ndarray, "z y x"]:
     Raises:
         CorruptShardError: metadata, index or a chunk is not as written.
     """
-    shape, _ = parse_zarr_metadata(zarr_json)
-    padded = decode_padded(zarr_json, zshard)
+    return _decode(zarr_json, zshard, (CT_KIND,))
+
+
+def decode_labels(zarr_json: bytes, zshard: bytes) -> LabelArray:
+    """The whole label volume, uint8 or uint16.
+
+    Raises:
+        CorruptShardError: metadata, index or a chunk is not as written.
+    """
+    return _decode(zarr_json, zshard, LABEL_KINDS)
+
+
+def _decode(
+    zarr_json: bytes, zshard: bytes, kinds: Sequence[ArrayKind]
+) -> Integer[ndarray, "z y x"]:
+    shape = parse_zarr_metadata(zarr_json, kinds).shape_zyx
+    padded = decode_padded(zarr_json, zshard, kinds)
     return np.ascontiguousarray(padded[tuple(slice(length) for length in shape)])
 
 
@@ -265,12 +349,12 @@ def _chunk_slices(position: tuple[np.intp, ...], side: int) -> tuple[slice, ...]
 
 
 def _padded_chunk(
-    hu: Int16[ndarray, "z y x"], position: tuple[np.intp, ...], side: int
-) -> Int16[ndarray, "c c c"]:
-    """One chunk, C-contiguous; what lies outside the volume is -1024."""
-    part = hu[_chunk_slices(position, side)]
+    voxels: Integer[ndarray, "z y x"], position: tuple[np.intp, ...], side: int, fill: int
+) -> Integer[ndarray, "c c c"]:
+    """One chunk, C-contiguous; what lies outside the volume is fill."""
+    part = voxels[_chunk_slices(position, side)]
     if part.shape == (side, side, side):
         return np.ascontiguousarray(part)
-    chunk = np.full((side, side, side), FILL_HU, dtype=np.int16)
+    chunk = np.full((side, side, side), fill, dtype=voxels.dtype)
     chunk[tuple(slice(length) for length in part.shape)] = part
     return chunk

@@ -1,8 +1,8 @@
 """The three storage profiles: chunk size and the codecs between voxels and stored bytes.
 
-A chunk is a cube of int16 HU in C order. Each profile compresses it and a CRC-32C closes it, so a
-flipped bit is an error and never a wrong voxel. Profiles are Zarr v3 codec chains, which
-zarr-python reads as they are.
+A chunk is a cube of voxels in C order: int16 HU, or labels of one or two bytes. Each profile
+compresses it and a CRC-32C closes it, so a flipped bit is an error and never a wrong voxel.
+Profiles are Zarr v3 codec chains, which zarr-python reads as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numcodecs.blosc
 import numcodecs.lz4
-from jaxtyping import Int16
+from jaxtyping import Integer
 from numcodecs.shuffle import Shuffle
 from numpy import ndarray
 
@@ -25,7 +25,9 @@ from shards.errors import CorruptShardError
 numcodecs.blosc.use_threads = False
 
 ITEM_BYTES = 2
-"""Bytes of an int16 voxel."""
+"""Bytes of an int16 HU voxel."""
+LABEL_BYTES = 1
+"""Bytes of a label voxel where no value is over 255; else labels take ``ITEM_BYTES`` too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Profile:
     chunk_side: int
     codecs: tuple[dict[str, Any], ...]
     """Zarr v3 metadata of the codecs between ``bytes`` and ``crc32c``."""
-    compress: Callable[[Int16[ndarray, "c c c"]], bytes]
-    decompress: Callable[[memoryview, Int16[ndarray, "c c c"]], None]
+    compress: Callable[[Integer[ndarray, "c c c"]], bytes]
+    decompress: Callable[[memoryview, Integer[ndarray, "c c c"]], None]
     """Decodes into its second argument; raises CorruptShardError."""
 
 
@@ -46,7 +48,7 @@ def _check_size(found: int, expected: int, what: str) -> None:
         raise CorruptShardError(f"chunk states {found} {what}, expected {expected}")
 
 
-def _blosc_decompress(body: memoryview, out: Int16[ndarray, "c c c"]) -> None:
+def _blosc_decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> None:
     # Header of Blosc 1: nbytes at 4, cbytes at 12, little-endian uint32.
     if len(body) < 16:
         raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than a Blosc header")
@@ -59,13 +61,13 @@ def _blosc_decompress(body: memoryview, out: Int16[ndarray, "c c c"]) -> None:
         raise CorruptShardError(f"chunk does not decode ({exc})") from exc
 
 
-def _blosc(name: str, cname: str, clevel: int) -> Profile:
-    """64³ chunks, Blosc with bit shuffle over int16."""
+def _blosc(name: str, cname: str, clevel: int, item_bytes: int) -> Profile:
+    """64³ chunks, Blosc with bit shuffle over voxels."""
 
-    def compress(chunk: Int16[ndarray, "c c c"]) -> bytes:
+    def compress(chunk: Integer[ndarray, "c c c"]) -> bytes:
         bits = numcodecs.blosc.BITSHUFFLE
         stored: bytes = numcodecs.blosc.compress(
-            chunk, cname.encode(), clevel, bits, 0, typesize=ITEM_BYTES
+            chunk, cname.encode(), clevel, bits, 0, typesize=item_bytes
         )
         return stored
 
@@ -74,7 +76,7 @@ def _blosc(name: str, cname: str, clevel: int) -> Profile:
         "clevel": clevel,
         "cname": cname,
         "shuffle": "bitshuffle",
-        "typesize": ITEM_BYTES,
+        "typesize": item_bytes,
     }
     return Profile(
         name=name,
@@ -85,52 +87,60 @@ def _blosc(name: str, cname: str, clevel: int) -> Profile:
     )
 
 
-_SHUFFLE = Shuffle(elementsize=ITEM_BYTES)
 _LZ4_ACCELERATION = 1
 
 
-def _lz4_compress(chunk: Int16[ndarray, "c c c"]) -> bytes:
-    stored: bytes = numcodecs.lz4.compress(_SHUFFLE.encode(chunk), _LZ4_ACCELERATION)
-    return stored
+def _shuffled_lz4(name: str, item_bytes: int) -> Profile:
+    """32³ chunks, byte shuffle and LZ4; of int16 they are the 64 KiB that GPU decoders like."""
+    shuffle = Shuffle(elementsize=item_bytes)
+
+    def compress(chunk: Integer[ndarray, "c c c"]) -> bytes:
+        stored: bytes = numcodecs.lz4.compress(shuffle.encode(chunk), _LZ4_ACCELERATION)
+        return stored
+
+    def decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> None:
+        # numcodecs writes the decoded size as a little-endian uint32, then one raw LZ4 block.
+        if len(body) < 5:
+            raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than an LZ4 header")
+        (nbytes,) = struct.unpack_from("<I", body)
+        _check_size(nbytes, out.nbytes, "decoded bytes")
+        try:
+            shuffle.decode(numcodecs.lz4.decompress(body), out)
+        except (RuntimeError, ValueError) as exc:
+            raise CorruptShardError(f"chunk does not decode ({exc})") from exc
+
+    return Profile(
+        name=name,
+        chunk_side=32,
+        codecs=(
+            {"name": "numcodecs.shuffle", "configuration": {"elementsize": item_bytes}},
+            {"name": "numcodecs.lz4", "configuration": {"acceleration": _LZ4_ACCELERATION}},
+        ),
+        compress=compress,
+        decompress=decompress,
+    )
 
 
-def _lz4_decompress(body: memoryview, out: Int16[ndarray, "c c c"]) -> None:
-    # numcodecs writes the decoded size as a little-endian uint32, then one raw LZ4 block.
-    if len(body) < 5:
-        raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than an LZ4 header")
-    (nbytes,) = struct.unpack_from("<I", body)
-    _check_size(nbytes, out.nbytes, "decoded bytes")
-    try:
-        _SHUFFLE.decode(numcodecs.lz4.decompress(body), out)
-    except (RuntimeError, ValueError) as exc:
-        raise CorruptShardError(f"chunk does not decode ({exc})") from exc
+def _profiles(item_bytes: int) -> dict[str, Profile]:
+    made = (
+        _blosc("balanced", "lz4hc", 5, item_bytes),
+        _blosc("ratio", "zstd", 7, item_bytes),
+        _shuffled_lz4("gpu", item_bytes),
+    )
+    return {profile.name: profile for profile in made}
 
 
-_GPU = Profile(
-    name="gpu",
-    # 32³ int16 is the 64 KiB block that GPU decompressors are tuned for.
-    chunk_side=32,
-    codecs=(
-        {"name": "numcodecs.shuffle", "configuration": {"elementsize": ITEM_BYTES}},
-        {"name": "numcodecs.lz4", "configuration": {"acceleration": _LZ4_ACCELERATION}},
-    ),
-    compress=_lz4_compress,
-    decompress=_lz4_decompress,
-)
-
-PROFILES: dict[str, Profile] = {
-    profile.name: profile
-    for profile in (_blosc("balanced", "lz4hc", 5), _blosc("ratio", "zstd", 7), _GPU)
-}
+PROFILES = _profiles(ITEM_BYTES)
 """``balanced`` decodes fast on a CPU, ``ratio`` is smallest, ``gpu`` suits GPU decoders."""
+_LABEL_PROFILES = _profiles(LABEL_BYTES)
 
 
-def get_profile(name: str) -> Profile:
-    """The profile called ``name``.
+def get_profile(name: str, item_bytes: int = ITEM_BYTES) -> Profile:
+    """The profile called ``name`` for voxels of ``item_bytes``.
 
     Raises:
         ValueError: no such profile.
     """
     if name not in PROFILES:
         raise ValueError(f"profile {name!r} is unknown; use one of {', '.join(PROFILES)}")
-    return PROFILES[name]
+    return (PROFILES if item_bytes == ITEM_BYTES else _LABEL_PROFILES)[name]

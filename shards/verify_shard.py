@@ -210,20 +210,21 @@ def _sample_problems(sample: StoredSample, shard: str, rows: RowPair | None) -> 
     """What is wrong with one sample; ``rows`` are its own in the index and the chunk table."""
     try:
         meta = load_json(sample.meta, SampleMeta, META_SUFFIX)
-        shape, profile = parse_zarr_metadata(sample.zarr_json)
+        head = parse_zarr_metadata(sample.zarr_json)
         padded = decode_padded(sample.zarr_json, sample.zshard)
     except ShardError as exc:
         yield str(exc)
         return
     if dump_json(meta) != sample.meta:
         yield "its record is not in canonical JSON"
-    grid = chunk_grid(shape, profile.chunk_side)
+    shape, side = head.shape_zyx, head.profile.chunk_side
+    grid = chunk_grid(shape, side)
     offsets, nbytes = read_chunk_index(sample.zshard, math.prod(grid))
     yield from _voxel_problems(sample.key, meta, padded[tuple(slice(n) for n in shape)])
     yield from _order_problems(offsets, nbytes, morton_order(grid), len(sample.zshard))
-    yield from _fill_problems(padded, shape, nbytes, profile.chunk_side)
+    yield from _fill_problems(padded, shape, nbytes, side)
     if rows is not None:
-        air = ~any_in_chunk(padded > AIR_BELOW_HU, profile.chunk_side)
+        air = ~any_in_chunk(padded > AIR_BELOW_HU, side)
         if rows[0] != index_row(meta, shard, sample.data):
             yield f"its row of {INDEX} says otherwise"
         if rows[1] != chunk_row(sample.key, offsets, nbytes, air):

@@ -20,7 +20,9 @@ from zarr.storage import MemoryStore
 from shards.codec import (
     chunk_grid,
     decode_chunk,
+    decode_labels,
     decode_volume,
+    encode_labels,
     encode_volume,
     morton_order,
     read_chunk_index,
@@ -38,35 +40,35 @@ SIDE = {"balanced": 64, "ratio": 64, "gpu": 32}
 SHAPES = [(70, 80, 90), (1, 1, 1), (64, 64, 64), (33, 129, 200)]
 
 
-def zarr_inner_codecs(profile):
+def zarr_inner_codecs(profile, item_bytes=2):
     """The profile's compressors as zarr-python's own objects, written out again on purpose."""
     from zarr.codecs.numcodecs import LZ4, Shuffle
 
     if profile == "balanced":
-        return [BloscCodec(cname="lz4hc", clevel=5, shuffle="bitshuffle", typesize=2)]
+        return [BloscCodec(cname="lz4hc", clevel=5, shuffle="bitshuffle", typesize=item_bytes)]
     if profile == "ratio":
-        return [BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle", typesize=2)]
-    return [Shuffle(elementsize=2), LZ4(acceleration=1)]
+        return [BloscCodec(cname="zstd", clevel=7, shuffle="bitshuffle", typesize=item_bytes)]
+    return [Shuffle(elementsize=item_bytes), LZ4(acceleration=1)]
 
 
-def written_by_zarr(hu, profile):
+def written_by_zarr(hu, profile, fill=-1024):
     """``zarr.json`` and shard as zarr-python writes them."""
     side = SIDE[profile]
     sharding = ShardingCodec(
         chunk_shape=(side,) * 3,
-        codecs=[BytesCodec(), *zarr_inner_codecs(profile), Crc32cCodec()],
+        codecs=[BytesCodec(), *zarr_inner_codecs(profile, hu.itemsize), Crc32cCodec()],
         index_location="start",
     )
     store = MemoryStore()
     array = zarr.create_array(
         store,
         shape=hu.shape,
-        dtype="int16",
+        dtype=hu.dtype,
         chunks=tuple(-(-length // side) * side for length in hu.shape),
         serializer=sharding,
         compressors=None,
         filters=None,
-        fill_value=-1024,
+        fill_value=fill,
         dimension_names=["z", "y", "x"],
     )
     array[:] = hu
@@ -78,10 +80,14 @@ def written_by_zarr(hu, profile):
     return content("zarr.json"), content("c/0/0/0")
 
 
-def read_by_zarr(encoded):
+def zarr_array(encoded):
     files = {"zarr.json": encoded.zarr_json, "c/0/0/0": encoded.zshard}
     store = MemoryStore({key: Buffer.from_bytes(data) for key, data in files.items()})
-    return zarr.open_array(store, mode="r")[:]
+    return zarr.open_array(store, mode="r")
+
+
+def read_by_zarr(encoded):
+    return zarr_array(encoded)[:]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -267,3 +273,56 @@ def test_blosc_ignores_its_environment(monkeypatch):
     for name, value in {"CLEVEL": "1", "SHUFFLE": "NOSHUFFLE", "COMPRESSOR": "zstd"}.items():
         monkeypatch.setenv(f"BLOSC_{name}", value)
     assert encode_volume(hu, "balanced").zshard == expected
+
+
+def label_volume(shape, n_values, seed=0):
+    """Blocks of labels with background between; the first chunk is empty."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, n_values + 1, [-(-n // 9) for n in shape])
+    values = np.kron(coarse, np.ones((9, 9, 9), np.int64))[tuple(slice(n) for n in shape)]
+    values[:64, :64, :64] = 0
+    values[-1, -1, -1] = n_values
+    return values.astype(np.uint16)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("n_values", "dtype"), [(3, "uint8"), (255, "uint8"), (256, "uint16")])
+def test_labels_are_read_by_zarr_and_by_us(profile, n_values, dtype):
+    values = label_volume((70, 80, 90), n_values)
+    encoded = encode_labels(values, profile)
+    array = zarr_array(encoded)
+    assert (array.dtype, array.fill_value, array.shape) == (np.dtype(dtype), 0, values.shape)
+    assert np.array_equal(array[:], values)
+    decoded = decode_labels(encoded.zarr_json, encoded.zshard)
+    assert decoded.dtype == np.dtype(dtype)
+    assert np.array_equal(decoded, values)
+    side = SIDE[profile]
+    _, nbytes = read_chunk_index(encoded.zshard, int(np.prod(chunk_grid(values.shape, side))))
+    assert nbytes[0] == 0  # all background
+    # Two bytes only where a value needs them, whatever type the values came in.
+    if dtype == "uint8":
+        assert encode_labels(values.astype(np.uint8), profile) == encoded
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("n_values", [3, 300])
+def test_label_bytes_are_those_of_zarrs_own_writer(profile, n_values):
+    values = label_volume((70, 80, 90), n_values)
+    encoded = encode_labels(values, profile)
+    narrow = values.astype(np.uint8) if n_values == 3 else values
+    zarr_json, zshard = written_by_zarr(narrow, profile, fill=0)
+    expected = json.loads(zarr_json)
+    del expected["storage_transformers"]
+    assert json.loads(encoded.zarr_json) == expected
+    assert encoded.zshard == zshard
+
+
+def test_labels_are_not_taken_for_a_volume():
+    encoded = encode_labels(label_volume((40, 40, 40), 2), "balanced")
+    with pytest.raises(CorruptShardError, match="not that of any profile"):
+        decode_volume(encoded.zarr_json, encoded.zshard)
+    ct = encode_volume(toy_volume((40, 40, 40), 0), "balanced")
+    with pytest.raises(CorruptShardError, match="not that of any profile"):
+        decode_labels(ct.zarr_json, ct.zshard)
+    with pytest.raises(ValueError, match="need a non-empty 3D label volume"):
+        encode_labels(np.zeros((2, 0, 2), np.uint8), "balanced")

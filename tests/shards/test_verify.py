@@ -315,8 +315,8 @@ def test_chunks_in_another_order(tmp_path, monkeypatch):
 def test_padding_and_absent_chunks_follow_the_rule(tmp_path, monkeypatch):
     real = codec._padded_chunk
 
-    def careless(hu, position, side):
-        chunk = real(hu, position, side)
+    def careless(hu, position, side, fill):
+        chunk = real(hu, position, side, fill)
         chunk[-1, -1, -1] = -1000
         return chunk
 
