@@ -17,17 +17,17 @@ from numpy import ndarray
 from shards.codec import decode_volume
 from shards.digest import sha256
 from shards.errors import CorruptShardError
+from shards.labels import LabelVolume, parse_label
 from shards.opening import Generation, file_entry, get_if_there, read_generation
 from shards.plan import PlanSamples
 from shards.profiles import get_profile
 from shards.schema import (
     CHUNKS,
     CHUNKS_SCHEMA,
-    DATA_SUFFIX,
     INDEX,
+    LABEL_SUFFIXES,
     MANIFEST,
-    META_SUFFIX,
-    ZARR_SUFFIX,
+    SUFFIXES,
     Manifest,
     SampleMeta,
     idx_name,
@@ -151,12 +151,9 @@ class Dataset:
             KeyError: no such sample.
             CorruptShardError: its bytes are not as written.
         """
-        shard = self.index["shard"][self._row_of[key]].as_py()
-        members = self._members(shard).get(key, {})
-        if (member := members.get(META_SUFFIX)) is None:
-            raise CorruptShardError(f"{idx_name(shard)}: lacks sample {key}")
-        data = get_range(self.store, shard, member.offset, member.nbytes)
-        return load_json(bytes(data), SampleMeta, f"{shard}: {member.name}")
+        shard = self._shard_of(key)
+        [data] = self._read(shard, key, SUFFIXES[:1])
+        return load_json(bytes(data), SampleMeta, f"{shard}: {key}.{SUFFIXES[0]}")
 
     def sample(self, key: str) -> Sample:
         """Read one sample: its shard's index (once), then one range.
@@ -165,21 +162,11 @@ class Dataset:
             KeyError: no such sample.
             CorruptShardError: its bytes are not as written.
         """
-        shard = self.index["shard"][self._row_of[key]].as_py()
+        shard = self._shard_of(key)
+        record, array, data = self._read(shard, key, SUFFIXES)
+        parsed = load_json(record, SampleMeta, f"{shard}: {key}.{SUFFIXES[0]}")
         try:
-            members = self._members(shard)[key]
-            meta, array, data = (members[s] for s in (META_SUFFIX, ZARR_SUFFIX, DATA_SUFFIX))
-        except KeyError as exc:
-            raise CorruptShardError(f"{idx_name(shard)}: lacks {exc} of sample {key}") from exc
-        buf = get_range(self.store, shard, meta.offset, data.offset + data.nbytes - meta.offset)
-
-        def content(member: Member) -> bytes:
-            at = member.offset - meta.offset
-            return bytes(buf[at : at + member.nbytes])
-
-        parsed = load_json(content(meta), SampleMeta, f"{shard}: {meta.name}")
-        try:
-            hu = decode_volume(content(array), content(data))
+            hu = decode_volume(array, data)
             if hu.shape != tuple(parsed.shape_zyx):
                 raise CorruptShardError(f"shape {hu.shape}, its record says {parsed.shape_zyx}")
         except CorruptShardError as exc:
@@ -199,6 +186,38 @@ class Dataset:
                 return data
         self._check_unchanged()
         raise CorruptShardError(f"{self.url}: {name}: missing, or not that of {MANIFEST}")
+
+    def label(self, key: str) -> LabelVolume | None:
+        """Read a sample's label volume: on the sample's own grid, one range; None if it has none.
+
+        Raises:
+            KeyError: no such sample.
+            CorruptShardError: its bytes are not as written.
+        """
+        row = self._row_of[key]
+        if not self.index["labelled"][row].as_py():
+            return None
+        shard = self._shard_of(key)
+        shape = tuple(self.index["shape_zyx"][row].as_py())
+        try:
+            return parse_label(self._read(shard, key, LABEL_SUFFIXES), shape)
+        except CorruptShardError as exc:
+            raise CorruptShardError(f"{shard}: {key}: {exc}") from exc
+
+    def _shard_of(self, key: str) -> str:
+        name: str = self.index["shard"][self._row_of[key]].as_py()
+        return name
+
+    def _read(self, shard: str, key: str, suffixes: Sequence[str]) -> list[bytes]:
+        """Members of a sample that follow each other, in one range."""
+        try:
+            found = self._members(shard)[key]
+            members = [found[suffix] for suffix in suffixes]
+        except KeyError as exc:
+            raise CorruptShardError(f"{idx_name(shard)}: lacks {exc} of sample {key}") from exc
+        start, last = members[0].offset, members[-1]
+        buf = get_range(self.store, shard, start, last.offset + last.nbytes - start)
+        return [bytes(buf[m.offset - start : m.offset - start + m.nbytes]) for m in members]
 
     def chunk_rows(self, shards: Sequence[int] | None = None) -> ChunkTable:
         """Chunk tables of some shards (positions in the manifest), or of all; read when asked for.

@@ -47,7 +47,31 @@ ZARR_SUFFIX = "ct.zarr.json"
 DATA_SUFFIX = "ct.zshard"
 """Member names are ``KEY.<suffix>``, in this order: json, ct.zarr.json, ct.zshard."""
 
+LABEL_META_SUFFIX = "seg.json"
+LABEL_ZARR_SUFFIX = "seg.zarr.json"
+LABEL_DATA_SUFFIX = "seg.zshard"
+"""Since version 2 these three follow, in this order, where a sample has a label volume."""
+SUFFIXES = (META_SUFFIX, ZARR_SUFFIX, DATA_SUFFIX)
+LABEL_SUFFIXES = (LABEL_META_SUFFIX, LABEL_ZARR_SUFFIX, LABEL_DATA_SUFFIX)
+
 KEY_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
+LABEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9 ._,()+/-]{0,64}")
+"""Names of label values come from the user alone, never from a source file."""
+CODE_PATTERNS = {
+    "DCM": r"[0-9]{4,6}",
+    "FMA": r"[0-9]{1,8}",
+    "LN": r"(LP)?[0-9]{1,8}-[0-9]",
+    "NCIt": r"C[0-9]{1,8}",
+    "RADLEX": r"RID[0-9]{1,6}",
+    "SCT": r"[0-9]{6,18}",
+    "SNM3": r"[A-Z]-[0-9A-F]{4,6}",
+    "SRT": r"[A-Z]-[0-9A-F]{4,6}",
+    "UMLS": r"C[0-9]{7}",
+}
+"""Public coding schemes by designator (PS3.16 8-1), and what their codes look like: no other code
+is stored, so that no text can pass for one."""
+MAX_LABEL_VALUES = 512
+"""Distinct values of a label volume: more are an image, not labels."""
 
 
 def shard_name(number: int) -> str:
@@ -231,6 +255,34 @@ class SampleMeta:
     """Stable lower-case codes of what was noticed and handled, e.g. ``duplicates_dropped``."""
     content_sha256: str
     """Of the int16 little-endian voxels in C order, then shape and affine (see format.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelValue:
+    """One value of a label volume, and what it stands for."""
+
+    value: int
+    name: str
+    """Given by the user; ``""`` otherwise."""
+    code: str
+    """Of the segmented property type, ``""`` when unknown or not of a public scheme."""
+    scheme: str
+    """Coding scheme designator, e.g. ``SCT``; ``""`` with the code."""
+    voxels: int
+    """Stored voxels that have the value; may be 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMeta:
+    """``KEY.seg.json``: provenance of a label volume. An allow-list, as `SampleMeta` is."""
+
+    key: str
+    source_kind: str
+    """``nifti`` or ``dicom_seg``."""
+    labels: tuple[LabelValue, ...]
+    """Ascending by value; every value but 0, which is background."""
+    content_sha256: str
+    """Of the values as uint16 little-endian in C order, then shape and affine (see format.md)."""
 
 
 INDEX_SCHEMA = pa.schema(

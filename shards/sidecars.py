@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shards.errors import CorruptShardError
-from shards.schema import DATA_SUFFIX, ZARR_SUFFIX, canonical_json
+from shards.schema import (
+    DATA_SUFFIX,
+    LABEL_DATA_SUFFIX,
+    LABEL_ZARR_SUFFIX,
+    ZARR_SUFFIX,
+    canonical_json,
+)
 from shards.tar import Member
 
 IDX_VERSION = "v1.2"
@@ -14,6 +20,13 @@ CHUNK_KEY = "c/0/0/0"
 """Key of an array's only chunk, its shard, below the array's path (Zarr v3 default encoding)."""
 ROOT_GROUP = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3}).decode()
 """Metadata of the group that holds a shard's arrays, so that ``zarr.open_group`` works."""
+ZARR_KEYS = {
+    ZARR_SUFFIX: "{}/zarr.json",
+    DATA_SUFFIX: "{}/" + CHUNK_KEY,
+    LABEL_ZARR_SUFFIX: "{}.seg/zarr.json",
+    LABEL_DATA_SUFFIX: "{}.seg/" + CHUNK_KEY,
+}
+"""Where a member lies in the Zarr group, by its suffix; ``{}`` is the sample's key."""
 
 
 def split_member(name: str) -> tuple[str, str]:
@@ -64,14 +77,14 @@ def _parse_line(line: str) -> tuple[str, dict[str, Member]]:
 def kerchunk_refs(shard: str, members: Sequence[Member]) -> bytes:
     """References (kerchunk JSON, version 1) that make a shard a Zarr v3 group of its volumes.
 
+    A volume is the array ``KEY``, its labels are the array ``KEY.seg``.
+
     The base URL is the template ``u``, empty here: readers pass ``template_overrides={"u": base}``
     with ``base`` ending in a slash, so a dataset can be moved without a rewrite.
     """
     refs: dict[str, object] = {"zarr.json": ROOT_GROUP}
-    target = {ZARR_SUFFIX: "zarr.json", DATA_SUFFIX: CHUNK_KEY}
     for member in members:
         key, suffix = split_member(member.name)
-        if suffix in target:
-            location = ["{{u}}" + shard, member.offset, member.nbytes]
-            refs[f"{key}/{target[suffix]}"] = location
+        if suffix in ZARR_KEYS:
+            refs[ZARR_KEYS[suffix].format(key)] = ["{{u}}" + shard, member.offset, member.nbytes]
     return canonical_json({"version": 1, "templates": {"u": ""}, "refs": refs})

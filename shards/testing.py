@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Float64, Int16
+from jaxtyping import Float64, Int16, Integer, UInt8
 from numpy import ndarray
 
 from shards.dataset import Dataset
-from shards.digest import content_sha256
+from shards.digest import content_sha256, label_sha256
+from shards.labels import LabelVolume, count_values
 from shards.schema import (
     CHUNKS,
     HU_MAX,
@@ -23,6 +24,8 @@ from shards.schema import (
     SERIES,
     Contract,
     HuStats,
+    LabelMeta,
+    LabelValue,
     Manifest,
     MustMatch,
     Original,
@@ -99,6 +102,31 @@ def toy_meta(key: str, hu: Int16[ndarray, "z y x"]) -> SampleMeta:
     )
 
 
+def toy_labels(hu: Int16[ndarray, "z y x"]) -> UInt8[ndarray, "z y x"]:
+    """Three labels by HU, in the half of the volume that is low in z; 0 elsewhere."""
+    values: UInt8[ndarray, "z y x"] = np.digitize(hu, [-20, 40, 100]).astype(np.uint8)
+    values[hu.shape[0] // 2 :] = 0
+    return values
+
+
+def toy_label(meta: SampleMeta, values: Integer[ndarray, "z y x"]) -> LabelVolume:
+    """``values`` with a true record, as the labels of the sample that ``meta`` describes."""
+    counts = count_values(values)
+    return LabelVolume(
+        meta=LabelMeta(
+            key=meta.key,
+            source_kind="nifti",
+            labels=tuple(
+                LabelValue(value=v, name=f"part {v}", code="", scheme="", voxels=int(counts[v]))
+                for v in np.flatnonzero(counts).tolist()
+                if v
+            ),
+            content_sha256=label_sha256(values, np.array(meta.affine)),
+        ),
+        values=values,
+    )
+
+
 def toy_key(number: int) -> str:
     """Key of the toy sample ``number``."""
     return f"toy-{number:04d}"
@@ -127,14 +155,21 @@ def write_dataset(
     volumes: dict[str, Int16[ndarray, "_z _y _x"]],
     per_shard: int = 4,
     profile: str = "balanced",
+    labels: Mapping[str, Integer[ndarray, "_z _y _x"]] | None = None,
 ) -> Path:
-    """Write and publish given volumes, by key, as a dataset; ``folder`` again."""
+    """Write and publish given volumes, by key, as a dataset; ``folder`` again.
+
+    ``labels`` are label volumes of some of them.
+    """
     keys = list(volumes)
+    labels = labels or {}
     results = []
     for number, first in enumerate(range(0, len(keys), per_shard)):
         with ShardWriter(folder, number, profile) as writer:
             for key in keys[first : first + per_shard]:
-                writer.add(toy_meta(key, volumes[key]), volumes[key])
+                meta = toy_meta(key, volumes[key])
+                label = toy_label(meta, labels[key]) if key in labels else None
+                writer.add(meta, volumes[key], label)
             results.append(writer.close())
     contract = Contract(
         must_match=MustMatch(),

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int16, Int32, Int64
+from jaxtyping import Int16
 from numpy import ndarray
 
 from shards.codec import (
-    Triple,
     any_in_chunk,
     chunk_grid,
     decode_padded,
-    index_nbytes,
     morton_order,
     parse_zarr_metadata,
     read_chunk_index,
@@ -27,14 +25,13 @@ from shards.errors import CorruptShardError, ShardError
 from shards.schema import (
     AIR_BELOW_HU,
     CHUNKS,
-    DATA_SUFFIX,
-    FILL_HU,
     HU_MAX,
     HU_MIN,
     INDEX,
+    LABEL_SUFFIXES,
     MANIFEST,
     META_SUFFIX,
-    ZARR_SUFFIX,
+    SUFFIXES,
     SampleMeta,
     ShardEntry,
     dump_json,
@@ -44,8 +41,9 @@ from shards.sidecars import dali_idx, kerchunk_refs, split_member
 from shards.store import Store, stream
 from shards.tables import Row, chunk_row, index_row
 from shards.tar import Member, read_members
+from shards.verify_array import fill_problems, order_problems, stored_label_problems
 
-SUFFIXES = (META_SUFFIX, ZARR_SUFFIX, DATA_SUFFIX)
+ALL_SUFFIXES = (*SUFFIXES, *LABEL_SUFFIXES)
 RowPair = tuple[Row, Row]
 """A sample's rows in the index and in the chunk table."""
 
@@ -71,7 +69,7 @@ class ShardVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """A sample's three members as they lie in the tar."""
+    """A sample's members as they lie in the tar."""
 
     key: str
     meta: bytes
@@ -79,6 +77,8 @@ class StoredSample:
     zshard: bytes
     data: Member
     """Where ``zshard`` is."""
+    label: tuple[bytes, ...]
+    """Record, metadata and zshard of its labels; empty where it has none."""
 
 
 class HashedStream:
@@ -169,22 +169,48 @@ def verify_shard(
 
 def _samples(source: HashedStream, members: list[Member]) -> Iterator[StoredSample]:
     """Samples of a shard in order; every member met is also appended to ``members``."""
-    held: list[bytes] = []
-    key = ""
-    for member, data in read_members(source.read):
-        members.append(member)
-        suffix = SUFFIXES[len(held)]
-        if not held:
-            key = split_member(member.name)[0]
-        if member.name != f"{key}.{suffix}":
-            raise CorruptShardError(f"member {member.name} where {key}.{suffix} belongs")
-        held.append(data)
-        if len(held) == len(SUFFIXES):
-            meta, zarr_json, zshard = held
-            yield StoredSample(key=key, meta=meta, zarr_json=zarr_json, zshard=zshard, data=member)
+    held: list[tuple[Member, bytes]] = []
+    found = read_members(source.read)
+    while True:
+        try:
+            item = next(found, None)
+        except ShardError:
+            if _is_whole(held):
+                yield _stored(held)
+            raise
+        if item is None:
+            break
+        members.append(item[0])
+        if len(held) == len(ALL_SUFFIXES) or (
+            len(held) == len(SUFFIXES) and not item[0].name.endswith(f".{LABEL_SUFFIXES[0]}")
+        ):
+            yield _stored(held)
             held = []
-    if held:
+        key = split_member((held[0] if held else item)[0].name)[0]
+        expected = f"{key}.{ALL_SUFFIXES[len(held)]}"
+        if item[0].name != expected:
+            raise CorruptShardError(f"member {item[0].name} where {expected} belongs")
+        held.append(item)
+    if _is_whole(held):
+        yield _stored(held)
+    elif held:
         raise CorruptShardError(f"sample {key} lacks members")
+
+
+def _is_whole(held: Sequence[tuple[Member, bytes]]) -> bool:
+    return len(held) in (len(SUFFIXES), len(ALL_SUFFIXES))
+
+
+def _stored(held: Sequence[tuple[Member, bytes]]) -> StoredSample:
+    (_, meta), (_, zarr_json), (data, zshard), *label = held
+    return StoredSample(
+        key=split_member(data.name)[0],
+        meta=meta,
+        zarr_json=zarr_json,
+        zshard=zshard,
+        data=data,
+        label=tuple(content for _, content in label),
+    )
 
 
 def _by_sample(rows: ShardRows | None) -> Iterator[RowPair | None]:
@@ -221,11 +247,13 @@ def _sample_problems(sample: StoredSample, shard: str, rows: RowPair | None) -> 
     grid = chunk_grid(shape, side)
     offsets, nbytes = read_chunk_index(sample.zshard, math.prod(grid))
     yield from _voxel_problems(sample.key, meta, padded[tuple(slice(n) for n in shape)])
-    yield from _order_problems(offsets, nbytes, morton_order(grid), len(sample.zshard))
-    yield from _fill_problems(padded, shape, nbytes, side)
+    yield from order_problems(offsets, nbytes, morton_order(grid), len(sample.zshard))
+    yield from fill_problems(padded, head, nbytes)
+    if sample.label:
+        yield from (f"label: {problem}" for problem in stored_label_problems(sample.label, meta))
     if rows is not None:
         air = ~any_in_chunk(padded > AIR_BELOW_HU, side)
-        if rows[0] != index_row(meta, shard, sample.data):
+        if rows[0] != index_row(meta, shard, sample.data, labelled=bool(sample.label)):
             yield f"its row of {INDEX} says otherwise"
         if rows[1] != chunk_row(sample.key, offsets, nbytes, air):
             yield f"its row of {CHUNKS} says otherwise"
@@ -242,31 +270,3 @@ def _voxel_problems(key: str, meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> 
     low, high = int(hu.min()), int(hu.max())
     if (low, high) != (meta.hu.min, meta.hu.max) or low < HU_MIN or high > HU_MAX:
         yield f"HU {low}..{high}, but its record says {meta.hu.min}..{meta.hu.max}"
-
-
-def _order_problems(
-    offsets: Int64[ndarray, " n"],
-    nbytes: Int32[ndarray, " n"],
-    order: Int64[ndarray, " n"],
-    zshard_nbytes: int,
-) -> Iterator[str]:
-    """Chunks lie one after the other in Morton order, from the index to the end."""
-    stored = order[nbytes[order] > 0]
-    ends = index_nbytes(len(order)) + np.cumsum(nbytes[stored], dtype=np.int64)
-    end = ends[-1] if len(ends) else index_nbytes(len(order))
-    if not np.array_equal(offsets[stored] + nbytes[stored], ends) or end != zshard_nbytes:
-        yield "its chunks do not follow each other in Morton order"
-
-
-def _fill_problems(
-    padded: Int16[ndarray, "z y x"],
-    shape: Triple,
-    nbytes: Int32[ndarray, " n"],
-    chunk_side: int,
-) -> Iterator[str]:
-    """What lies outside the volume is fill, and a chunk that is all fill is absent."""
-    written = padded != FILL_HU
-    if np.count_nonzero(written) != np.count_nonzero(written[tuple(slice(n) for n in shape)]):
-        yield f"a voxel outside the volume is not {FILL_HU}"
-    if not np.array_equal(any_in_chunk(written, chunk_side), nbytes > 0):
-        yield f"a chunk that is all {FILL_HU} is stored"

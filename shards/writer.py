@@ -13,10 +13,11 @@ import pyarrow as pa
 from jaxtyping import Int16
 from numpy import ndarray
 
-from shards.codec import encode_volume
+from shards.codec import encode_labels, encode_volume
 from shards.digest import content_sha256
 from shards.failpoints import failpoint
 from shards.files import sync_folder, temporary, write_atomic
+from shards.labels import LabelVolume, label_problems
 from shards.profiles import get_profile
 from shards.schema import (
     CHUNKS,
@@ -27,12 +28,12 @@ from shards.schema import (
     HU_MIN,
     INDEX,
     KEY_PATTERN,
+    LABEL_SUFFIXES,
     MANIFEST,
-    META_SUFFIX,
     REPORT,
     SERIES,
     SERIES_SCHEMA,
-    ZARR_SUFFIX,
+    SUFFIXES,
     Contract,
     FileEntry,
     Manifest,
@@ -80,22 +81,31 @@ class EncodedSample:
     chunk_row: Row
 
 
-def encode_sample(meta: SampleMeta, hu: Int16[ndarray, "z y x"], profile: str) -> EncodedSample:
-    """Encode a sample; ``ShardWriter.add_stored`` takes it.
+def encode_sample(
+    meta: SampleMeta,
+    hu: Int16[ndarray, "z y x"],
+    profile: str,
+    label: LabelVolume | None = None,
+) -> EncodedSample:
+    """Encode a sample, with its labels if it has any; ``ShardWriter.add_stored`` takes it.
 
     Raises:
-        ValueError: ``meta`` does not describe ``hu``, or the key cannot be used.
+        ValueError: ``meta`` does not describe ``hu``, the key cannot be used, or the label's record
+            does not describe its values.
     """
     _check_sample(meta, hu)
     encoded = encode_volume(hu, profile)
-    name = f"{meta.key}.{DATA_SUFFIX}"
+    contents = [dump_json(meta), encoded.zarr_json, encoded.zshard]
+    if label is not None:
+        for problem in label_problems(label, meta):
+            raise ValueError(f"{meta.key}: label: {problem}")
+        stored = encode_labels(label.values, profile)
+        contents += [dump_json(label.meta), stored.zarr_json, stored.zshard]
+    names = [f"{meta.key}.{suffix}" for suffix in (*SUFFIXES, *LABEL_SUFFIXES)][: len(contents)]
+    data = Member(name=names[2], offset=0, nbytes=len(encoded.zshard))
     return EncodedSample(
-        members=[
-            (f"{meta.key}.{META_SUFFIX}", dump_json(meta)),
-            (f"{meta.key}.{ZARR_SUFFIX}", encoded.zarr_json),
-            (name, encoded.zshard),
-        ],
-        index_row=index_row(meta, "", Member(name=name, offset=0, nbytes=len(encoded.zshard))),
+        members=list(zip(names, contents, strict=True)),
+        index_row=index_row(meta, "", data, labelled=label is not None),
         chunk_row=chunk_row(
             meta.key, encoded.chunk_offsets, encoded.chunk_nbytes, encoded.air_mask
         ),
@@ -142,17 +152,21 @@ class ShardWriter:
         """Bytes written so far."""
         return self._tar.nbytes
 
-    def add(self, meta: SampleMeta, hu: Int16[ndarray, "z y x"]) -> None:
+    def add(
+        self, meta: SampleMeta, hu: Int16[ndarray, "z y x"], label: LabelVolume | None = None
+    ) -> None:
         """Append a sample.
 
         Args:
             meta: its ``KEY.json``; nothing is filled in or changed.
             hu: HU, (z, y, x), within the stored range.
+            label: its labels on the same grid, if it has any.
 
         Raises:
-            ValueError: ``meta`` does not describe ``hu``, or the key cannot be used.
+            ValueError: ``meta`` does not describe ``hu``, the key cannot be used, or the label's
+                record does not describe its values.
         """
-        sample = encode_sample(meta, hu, self._profile)
+        sample = encode_sample(meta, hu, self._profile, label)
         self.add_stored(sample.members, sample.index_row, sample.chunk_row)
 
     def add_stored(self, members: Sequence[tuple[str, bytes]], index_row: Row, chunks: Row) -> None:
