@@ -23,11 +23,13 @@ def run_scan(command: Scan) -> int:
     from ingest.choice import Choice
     from ingest.exclude import count_excluded, read_exclusions
     from ingest.ids import load_id_key
+    from ingest.labels import label_sources
     from ingest.output import check_sources
     from ingest.scan import ScanConfig, scan
     from ingest.terminal import Terminal, describe
 
     check_sources(command.raw)
+    labels = label_sources(command.labels, command.raw)
     choice = Choice(
         min_coverage_mm=command.min_coverage_mm,
         select=command.select,
@@ -39,6 +41,7 @@ def run_scan(command: Scan) -> int:
             load_id_key(command.id_key),
             ScanConfig(min_slices=command.min_slices, choice=choice),
             terminal.files,
+            labels,
         )
     reasons = Counter(str(series.reason) for series in found.series)
     if command.json:
@@ -61,6 +64,7 @@ def run_build(command: BuildShards) -> int:
     from ingest.config import BuildConfig, parse_spacing
     from ingest.exclude import read_exclusions
     from ingest.ids import load_id_key
+    from ingest.labels import label_sources, load_label_names
     from ingest.lock import check_free
     from ingest.output import check_paths
     from ingest.paths import check_paths_file, write_paths
@@ -71,7 +75,9 @@ def run_build(command: BuildShards) -> int:
     if len(command.paths) < 2:
         raise UsageError("give one RAW or more, then OUT: ingest build-shards RAW... OUT")
     raw = command.paths[:-1]
-    out = check_paths(raw, command.paths[-1])
+    out = check_paths([*raw, *command.labels], command.paths[-1])
+    labels = label_sources(command.labels, raw)
+    label_names = load_label_names(command.label_names)
     if command.keep_paths is not None:
         check_paths_file(command.keep_paths, raw, out)
     exclusions = read_exclusions(command.exclude)
@@ -88,6 +94,7 @@ def run_build(command: BuildShards) -> int:
             select=command.select,
             heads=command.heads,
             source=command.source,
+            label_names=label_names,
         )
         workers = (os.cpu_count() or 1) if command.workers is None else command.workers
         job = Job(
@@ -102,7 +109,7 @@ def run_build(command: BuildShards) -> int:
     check_free(out)
     id_key = load_id_key(command.id_key)
     with terminal:
-        plan = plan_build(raw, config, id_key, terminal, exclusions)
+        plan = plan_build(raw, config, id_key, terminal, exclusions, labels)
         if command.dry_run:
             return _end_dry_run(plan, command.json)
         if command.keep_paths is not None:

@@ -16,6 +16,9 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE"), tyro.conf.UseAppendAction]
 Select = Literal["all", "thinnest-soft-tissue"]
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+Labels = Annotated[
+    tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FOLDER_OR_FILE")
+]
 New = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -33,6 +36,8 @@ class Scan:
     """Of the reconstructions of one acquisition take all, or the thinnest of a soft kernel."""
     exclude: Files = ()
     """List of UIDs and hashes that must not be taken, as ingest fingerprint writes; may repeat."""
+    labels: Labels = ()
+    """Segmentations to pair with the volumes (see build-shards); may be given several times."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
     json: bool = False
@@ -75,6 +80,11 @@ class BuildShards:
     """Name of the collection, stored with each sample: no personal data in it."""
     keep_paths: File = None
     """Write which files each series is made of to this file (mode 0600), outside OUT."""
+    labels: Labels = ()
+    """Segmentations to store with their volumes: a folder, an archive or a file (NIfTI, DICOM SEG),
+    or a table of pairs (.csv with columns image,label); may be given several times."""
+    label_names: File = None
+    """Names of NIfTI label values, a JSON object such as {"1": "liver"}: no personal data in it."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
     verbose: bool = False

@@ -28,6 +28,8 @@ class BuildConfig:
     min_coverage_mm: float = 0.0
     select: Literal["all", "thinnest-soft-tissue"] = "all"
     heads: Literal["keep", "drop"] = "keep"
+    label_names: tuple[tuple[int, str], ...] = ()
+    """Names of the values of NIfTI labels."""
 
     def __post_init__(self) -> None:
         if self.shard_mib < 1:
@@ -77,11 +79,16 @@ def build_digest(
         series: the scan's series; of each, its identity and what the headers said of it.
         exclude_sha256: of the exclusion list, whose voxels only the pixel stage compares.
     """
+    settings = {name: getattr(config, name) for name in sorted(config.__dataclass_fields__)}
+    if not config.label_names:
+        del settings["label_names"]  # So that builds without labels keep the name they had.
     identity: dict[str, Any] = {
-        "config": {name: getattr(config, name) for name in sorted(config.__dataclass_fields__)},
+        "config": settings,
         "id_key": id_key_fingerprint,
         "series": sorted(
-            [s.series_id, s.key, str(s.reason), s.n_files, s.n_slices] for s in series
+            [s.series_id, s.key, str(s.reason), s.n_files, s.n_slices]
+            + ([] if s.label is None else [s.label.series_id])
+            for s in series
         ),
     }
     if exclude_sha256:

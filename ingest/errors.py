@@ -67,6 +67,15 @@ class Reason(StrEnum):
     NOT_HU = "not_hu"
     IMPLAUSIBLE_HU = "implausible_hu"
     INCONSISTENT_SLICE = "inconsistent_slice"
+    # Labels: the file is refused, its volume is taken without it.
+    NOT_A_LABEL = "not_a_label"
+    LABEL_WITHOUT_CT = "label_without_ct"
+    LABEL_AMBIGUOUS = "label_ambiguous"
+    LABEL_MISMATCH = "label_mismatch"
+    LABEL_GEOMETRY = "label_geometry"
+    LABEL_VALUES = "label_values"
+    LABEL_FRACTIONAL = "label_fractional"
+    LABEL_OVERLAP = "label_overlap"
 
 
 BROKEN = frozenset(

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Shaped
 from numpy import ndarray
 
 from ingest.errors import Reason, SeriesError
@@ -60,12 +60,7 @@ def read_nifti(data: bytes) -> Volume:
     Raises:
         SeriesError: as `read_grid`, or voxels that are no numbers.
     """
-    header, grid = _judge(data[:HEADER_BYTES], len(data))
-    shape_xyz = grid.shape_zyx[::-1]
-    stored = np.frombuffer(
-        data, header.get_data_dtype(), int(np.prod(shape_xyz)), int(header["vox_offset"])
-    ).reshape(grid.shape_zyx)  # Fortran (x, y, z) is C (z, y, x)
-    slope, intercept = _scaling(header)
+    stored, slope, intercept, grid = stored_voxels(data)
     hu: Float32[ndarray, "z y x"] = np.empty(grid.shape_zyx, np.float32)
     nonfinite = 0
     for out, plane in zip(hu, stored, strict=True):
@@ -84,6 +79,19 @@ def read_nifti(data: bytes) -> Volume:
         flags=("nonfinite_filled",) if nonfinite else (),
         padding_fraction=fraction,
     )
+
+
+def stored_voxels(data: bytes) -> tuple[Shaped[ndarray, "z y x"], float, float, NiftiGrid]:
+    """Voxels as stored, slope, intercept and grid of a NIfTI file.
+
+    Raises:
+        SeriesError: as `read_grid`.
+    """
+    header, grid = _judge(data[:HEADER_BYTES], len(data))
+    count, start = int(np.prod(grid.shape_zyx)), int(header["vox_offset"])
+    stored = np.frombuffer(data, header.get_data_dtype(), count, start)
+    # Fortran (x, y, z) is C (z, y, x)
+    return stored.reshape(grid.shape_zyx), *_scaling(header), grid
 
 
 def _judge(head: bytes, size: int) -> tuple[Any, NiftiGrid]:

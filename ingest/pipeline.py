@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
 from ingest.exclude import EXCLUSIONS, NO_EXCLUSIONS, Exclusions, exclusion_record
 from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
+from ingest.labels import LabelSources
 from ingest.lock import locked
 from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
 from ingest.record import BUILD_RECORD, BuildRecord, refused_subjects
@@ -107,8 +108,17 @@ def plan_build(
     id_key: IdKey,
     listener: Listener,
     exclusions: Exclusions = NO_EXCLUSIONS,
+    labels: LabelSources | None = None,
 ) -> Plan:
     """Scan ``raw`` and cut what can be taken, and is not excluded, into groups.
+
+    Args:
+        raw: folders, archives, single files.
+        config: every setting that shapes the dataset.
+        id_key: turns UIDs into ids.
+        listener: told how it goes on.
+        exclusions: what must not be taken.
+        labels: where segmentations are.
 
     Raises:
         IngestError: nothing was found.
@@ -117,7 +127,7 @@ def plan_build(
         min_coverage_mm=config.min_coverage_mm, select=config.select, exclusions=exclusions
     )
     options = ScanConfig(min_slices=config.min_slices, source=config.source, choice=choice)
-    found = scan(raw, id_key, options, listener.files)
+    found = scan(raw, id_key, options, listener.files, labels)
     failpoint("scanned")
     if found.n_files == 0:
         raise IngestError(f"{', '.join(raw)}: no file found; is this the folder you meant?")
@@ -253,11 +263,23 @@ def build_groups(
             if job.built is not None and result.number not in kept:
                 job.built(result)
             listener.group_done(len(results), len(tasks))
-            for key, outcome in result.outcomes.items():
-                if outcome.reason != Reason.OK:
-                    listener.refused(by_key[key], outcome)
-                    budget.count(outcome.reason)
+            for refused, outcome in _refusals(result, by_key):
+                listener.refused(refused, outcome)
+                budget.count(outcome.reason)
     return sorted(results, key=lambda r: r.number)
+
+
+def _refusals(
+    result: GroupResult, by_key: Mapping[str, Series]
+) -> Iterator[tuple[Series, Outcome]]:
+    """Volumes and labels that were refused at the pixel stage."""
+    for key, outcome in result.outcomes.items():
+        if outcome.reason != Reason.OK:
+            yield by_key[key], outcome
+    for key, outcome in result.labels.items():
+        label = by_key[key].label
+        if label is not None and outcome.reason != Reason.OK:
+            yield label, outcome
 
 
 def _run(
@@ -328,7 +350,12 @@ def _publish(
     """Write tables, report and manifest beside the shards."""
     outcomes = {key: outcome for r in results for key, outcome in r.outcomes.items()}
     shards = [r.shard for r in results if r.shard is not None]
-    rows = [series_row(series, outcomes.get(series.key)) for series in plan.found.series]
+    labels = {key: outcome for r in results for key, outcome in r.labels.items()}
+    rows = [
+        row
+        for series in plan.found.series
+        for row in series_rows(series, outcomes.get(series.key), labels.get(series.key))
+    ]
     contract = Contract(
         must_match=MustMatch(spacing_zyx_mm=config.spacing_zyx_mm),
         recorded=Recorded(
@@ -368,6 +395,27 @@ def _publish(
         id_key.fingerprint,
         totals,
     )
+
+
+def series_rows(
+    series: Series, outcome: Outcome | None, label: Outcome | None
+) -> list[dict[str, Any]]:
+    """Rows of a series: a label that is used counts with its files, a refused one is another row.
+
+    Args:
+        series: a series, with its label if one was found for it.
+        outcome: the pixel stage's verdict on it, if there was one.
+        label: the pixel stage's verdict on its label, if that was tried.
+    """
+    row = series_row(series, outcome)
+    if series.label is None:
+        return [row]
+    if label is not None and label.reason == Reason.OK and row["verdict"] == "accepted":
+        return [row | {"n_files": row["n_files"] + series.label.n_files}]
+    if label is None or label.reason == Reason.OK:
+        detail = f"its volume is refused ({row['reason']})"
+        label = Outcome(reason=str(Reason.LABEL_WITHOUT_CT), detail=detail)
+    return [row, series_row(series.label, label)]
 
 
 def series_row(series: Series, outcome: Outcome | None) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from ingest.geometry import spacing_of
 from ingest.group import file_id, group_series
 from ingest.headers import Header, looks_like_dicom, quiet_pydicom, read_header
 from ingest.ids import IdKey
+from ingest.labels import LabelSources
+from ingest.labels_scan import attach_labels, take_labels
 from ingest.nifti import HEADER_BYTES, NiftiGrid, looks_like_nifti, read_grid
 from ingest.series import Series
 from ingest.sources import FileRef, OpenFile, SourceProblem, read_files, walk
@@ -49,7 +51,7 @@ class ScanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult:
-    """All rows, sorted by series id and reason; their ``n_files`` sum to ``n_files``."""
+    """All rows, sorted by series id and reason; their files and labels sum to ``n_files``."""
 
     series: tuple[Series, ...]
     n_files: int
@@ -68,6 +70,7 @@ def scan(
     id_key: IdKey,
     config: ScanConfig | None = None,
     progress: Callable[[int], None] | None = None,
+    labels: LabelSources | None = None,
 ) -> ScanResult:
     """Find every file under ``raw`` and judge it by its header.
 
@@ -76,15 +79,17 @@ def scan(
         id_key: turns UIDs into ids.
         config: what is accepted.
         progress: called with the number of files seen so far.
+        labels: where segmentations of the volumes are.
 
     Raises:
         UsageError: a path does not exist.
     """
     config = config or ScanConfig()
+    labels = labels or LabelSources()
     found = _Found()
     n_files = 0
     with quiet_pydicom():
-        for item in walk(raw):
+        for item in walk([*raw, *labels.roots]):
             n_files += 1
             if isinstance(item, SourceProblem):
                 found.rows.append(_problem_row(item, id_key))
@@ -92,6 +97,7 @@ def scan(
                 _take(item, found, id_key, config)
             if progress is not None:
                 progress(n_files)
+        label_files = take_labels(labels, found.headers, found.rows, id_key)
         headers, duplicates = _split_duplicates(found.headers)
         dicom = group_series(headers, duplicates, id_key, min_slices=config.min_slices)
     needed = found.headers if config.choice.needs_headers or config.keep_uids else []
@@ -99,8 +105,9 @@ def scan(
     rows = apply_choice(dicom + _mark_duplicates(found.rows), by_ref, config.choice)
     if config.keep_uids:
         rows = [_with_uids(row, by_ref) for row in rows]
+    rows = attach_labels(rows, label_files, labels, headers)
     rows.sort(key=lambda row: (row.series_id, row.reason, row.key, row.n_files, row.detail))
-    assert sum(row.n_files for row in rows) == n_files
+    assert sum(row.n_files + (row.label is not None) for row in rows) == n_files
     return ScanResult(series=tuple(rows), n_files=n_files)
 
 

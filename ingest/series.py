@@ -47,6 +47,8 @@ class Series:
         head_stated: whether the headers name a part of the head as the body part.
         uids: study and series UIDs, noted only for lists of exclusions. Private, as ``refs``.
         patient: PatientID, noted and private likewise.
+        label: the row of the label file that belongs to this volume; its file is not in
+            ``n_files``, as it is yet to be read.
     """
 
     series_id: str
@@ -75,6 +77,7 @@ class Series:
     head_stated: bool = False
     uids: tuple[str, ...] = ()
     patient: str = ""
+    label: Series | None = None
 
     @property
     def estimated_voxels(self) -> int:

@@ -43,6 +43,8 @@ class FinishedSeries:
     hu_histogram: list[int] | None = None
     preview: str | None = None
     """PNG in base64, where the report shows it."""
+    label: Outcome | None = None
+    """What became of its label, if that was tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class _Head:
     """Names and sizes."""
     hu_histogram: list[int] | None
     preview: str | None
+    label: Outcome | None
 
 
 def spool_path(state: Path, key: str) -> Path:
@@ -72,6 +75,7 @@ def save_series(path: Path, series: FinishedSeries, build_sha256: str) -> None:
         members=[(name, len(data)) for name, data in members],
         hu_histogram=series.hu_histogram,
         preview=series.preview,
+        label=series.label,
     )
     rows = None if sample is None else [sample.index_row, sample.chunk_row]
     parts = [_sized(dump_json(head)), _sized(json.dumps(rows).encode())]
@@ -117,6 +121,7 @@ def load_series(path: Path, build_sha256: str) -> FinishedSeries | None:
         else EncodedSample(members=members, index_row=rows[0], chunk_row=rows[1]),
         hu_histogram=head.hu_histogram,
         preview=head.preview,
+        label=head.label,
     )
 
 

@@ -43,6 +43,14 @@ SENTENCES: dict[Reason, str] = {
     Reason.NOT_HU: "The values are not Hounsfield units.",
     Reason.INCONSISTENT_SLICE: "A slice does not continue its neighbours: damaged or foreign.",
     Reason.IMPLAUSIBLE_HU: "The values lie outside what Hounsfield units can be.",
+    Reason.NOT_A_LABEL: "Given as a label, but neither NIfTI nor a DICOM segmentation.",
+    Reason.LABEL_WITHOUT_CT: "The volume that the label belongs to is not there, or was refused.",
+    Reason.LABEL_AMBIGUOUS: "A label for several volumes, or several labels for one volume.",
+    Reason.LABEL_MISMATCH: "The label lies elsewhere than its volume, or in another frame.",
+    Reason.LABEL_GEOMETRY: "The segmentation's frames lie on no common grid.",
+    Reason.LABEL_VALUES: "The label's values are not whole numbers from 0 up, or too many.",
+    Reason.LABEL_FRACTIONAL: "A fractional segmentation: shares or probabilities, not labels.",
+    Reason.LABEL_OVERLAP: "Segments overlap, so that a voxel has no single label.",
 }
 """A sentence for each reason."""
 

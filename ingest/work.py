@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spoo
 from shards.digest import content_sha256
 from shards.failpoints import failpoint
 from shards.files import write_atomic
+from shards.labels import LabelVolume
 from shards.schema import HU_MAX, HU_MIN, SampleMeta, dump_json, load_json
 from shards.writer import ShardResult, ShardWriter, encode_sample
 
@@ -89,6 +90,8 @@ class GroupResult:
     previews: dict[str, str] = field(default_factory=dict)
     """PNG in base64 by key."""
     hu_histogram: list[int] = field(default_factory=list)
+    labels: dict[str, Outcome] = field(default_factory=dict)
+    """What became of the labels that were tried, by their volume's key."""
     peak_bytes: int = 0
     """Most memory that its worker ever had; told to a person, never part of the dataset."""
 
@@ -141,6 +144,7 @@ def _build_group(task: GroupTask) -> GroupResult:
     out = Path(task.out)
     state = out / STATE_FOLDER
     outcomes: dict[str, Outcome] = {}
+    labels: dict[str, Outcome] = {}
     previews: dict[str, str] = {}
     histogram = np.zeros((HU_MAX - HU_MIN + 1) // HISTOGRAM_BIN_HU, np.int64)
     shard = None
@@ -150,6 +154,8 @@ def _build_group(task: GroupTask) -> GroupResult:
             finished = load_series(spool_path(state, key), task.build_sha256)
             finished = finish_series(part) if finished is None else finished
             outcomes[key] = finished.outcome
+            if finished.label is not None:
+                labels[key] = finished.label
             if (sample := finished.sample) is None:
                 continue
             writer.add_stored(sample.members, sample.index_row, sample.chunk_row)
@@ -165,6 +171,7 @@ def _build_group(task: GroupTask) -> GroupResult:
         outcomes=outcomes,
         previews=previews,
         hu_histogram=histogram.tolist(),
+        labels=labels,
         peak_bytes=peak_bytes(),
     )
     save_result(out, result)
@@ -217,6 +224,7 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
         return FinishedSeries(outcome=task.refused)
     try:
         meta, hu, detail = make_sample(series, task.config, task.excluded)
+        meta, label, label_outcome = _with_label(series, meta, task.config)
     except SeriesError as exc:
         return FinishedSeries(outcome=Outcome(reason=str(exc.reason), detail=exc.detail))
     except Exception as exc:
@@ -224,10 +232,28 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
         raise
     return FinishedSeries(
         outcome=Outcome(reason=str(Reason.OK), detail=detail, flags=meta.flags),
-        sample=encode_sample(meta, hu, task.config.profile),
+        sample=encode_sample(meta, hu, task.config.profile, label),
         hu_histogram=hu_histogram(hu).tolist(),
         preview=preview(hu, meta.spacing_zyx_mm) if task.preview else None,
+        label=label_outcome,
     )
+
+
+def _with_label(
+    series: Series, meta: SampleMeta, config: BuildConfig
+) -> tuple[SampleMeta, LabelVolume | None, Outcome | None]:
+    """A sample's labels and what became of them; a flag where there should have been some."""
+    if series.label is None:
+        return meta, None, None
+    from ingest.labels_build import make_label
+    from ingest.labels_scan import LABEL_REFUSED
+
+    try:
+        label = make_label(series, meta, config.label_names)
+    except SeriesError as exc:
+        flagged = replace(meta, flags=tuple(sorted({*meta.flags, LABEL_REFUSED})))
+        return flagged, None, Outcome(reason=str(exc.reason), detail=exc.detail)
+    return meta, label, Outcome(reason=str(Reason.OK))
 
 
 def make_sample(

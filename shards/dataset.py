@@ -27,6 +27,7 @@ from shards.schema import (
     INDEX,
     LABEL_SUFFIXES,
     MANIFEST,
+    META_SUFFIX,
     SUFFIXES,
     Manifest,
     SampleMeta,
