@@ -14,7 +14,14 @@ from ingest.errors import Reason, SeriesError
 from ingest.geometry import unit_axes
 from ingest.headers import quiet_pydicom
 from ingest.labels_grid import LabelPlanes
-from ingest.labels_seg import ON_PLANE, SAME_DIRECTION, SegFrames, planes_of, read_seg_header
+from ingest.labels_seg import (
+    ON_PLANE,
+    SAME_DIRECTION,
+    SegFrames,
+    even_spacing,
+    planes_of,
+    read_seg_header,
+)
 from ingest.series import Series
 
 MAX_VOXELS = 1 << 31
@@ -59,6 +66,7 @@ def _decoded(data: bytes, frames: SegFrames) -> Iterator[Integer[ndarray, "rows 
     with quiet_pydicom():
         try:
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+            _check_length(dataset, frames)
             seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
             for index, number in enumerate(frames.segment_of_frame):
                 frame = seg.get_stored_frame(index, as_index=True)
@@ -70,6 +78,16 @@ def _decoded(data: bytes, frames: SegFrames) -> Iterator[Integer[ndarray, "rows 
         except Exception as exc:  # decoders raise an open family of errors on garbage
             detail = f"the segmentation cannot be decoded ({type(exc).__name__})"
             raise SeriesError(Reason.DECODE_FAILED, detail) from exc
+
+
+def _check_length(dataset: pydicom.Dataset, frames: SegFrames) -> None:
+    """Too many pixels are as wrong as too few: the frames begin elsewhere than they should."""
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    rows, columns = frames.planes_yx
+    bits = rows * columns * len(frames.positions) * int(dataset.BitsAllocated)
+    if not 0 <= len(dataset.PixelData) - -(-bits // 8) <= 1:
+        raise SeriesError(Reason.DECODE_FAILED, "its pixel data is not as long as its frames")
 
 
 def _numbered(
@@ -90,7 +108,7 @@ def _place_planes(
 ) -> tuple[Int64[ndarray, " frames"], Float64[ndarray, "n 3"], Float64[ndarray, "n 2"]]:
     """Plane of each frame; of each plane its LPS origin and its cell along the normal."""
     normal = unit_axes(frames.orientation)[0] * _LPS_TO_RAS
-    plane_of, first, pitch = planes_of(frames)
+    plane_of, first = planes_of(frames)
     origins = frames.positions[first]
     along = origins * _LPS_TO_RAS @ normal
     slices = _slices_along(volume, normal)
@@ -101,8 +119,8 @@ def _place_planes(
             places = origins[0] + ((slices - along[0])[:, None] * normal) * _LPS_TO_RAS
             places[nearest] = origins
             return nearest[plane_of].astype(np.int64), places, _cells(slices)
-    steps = np.diff(along) / pitch
-    if (np.abs(steps - np.rint(steps)) > ON_PLANE).any():
+    pitch = even_spacing(along, frames.spacing_mm)
+    if pitch is None:
         raise SeriesError(Reason.LABEL_GEOMETRY, "its frames are on no slices and on no even grid")
     return plane_of, origins, np.stack([along - pitch / 2, along + pitch / 2], axis=1)
 

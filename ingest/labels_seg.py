@@ -60,8 +60,11 @@ class SegFrames:
     def grid(self) -> Grid:
         """The box of all frames as a grid; only roughly where frames are missing or tilted."""
         axes = unit_axes(self.orientation)
-        _, first, pitch = planes_of(self)
+        _, first = planes_of(self)
         along = self.positions[first] @ axes[0]
+        pitch = even_spacing(along, self.spacing_mm)
+        if pitch is None:
+            pitch = float(np.median(np.diff(along))) if len(along) > 1 else min(self.pixel_mm)
         count = round((along[-1] - along[0]) / pitch) + 1
         affine = grid_affine(self.positions[first[0]], axes, (pitch, *self.pixel_mm))
         return Grid(affine=affine, shape_zyx=(count, *self.planes_yx))
@@ -204,26 +207,29 @@ def _referenced(dataset: Any, name: str) -> Iterator[str]:
                 yield str(item.get(name) or "")
 
 
-def planes_of(
-    frames: SegFrames,
-) -> tuple[Int64[ndarray, " n"], list[int], float]:
-    """Plane of each frame, first frame of each plane, and the distance of planes in mm.
-
-    The distance is the stated one where the planes keep it, else their smallest, else their median.
-    """
+def planes_of(frames: SegFrames) -> tuple[Int64[ndarray, " n"], list[int]]:
+    """Plane of each frame, ascending along the normal, and the first frame of each plane."""
     along = frames.positions @ unit_axes(frames.orientation)[0]
     order = np.argsort(along, kind="stable")
     new = np.concatenate([[True], np.diff(along[order]) > _SAME_PLACE_MM])
     plane_of = np.empty(len(along), np.int64)
     plane_of[order] = np.cumsum(new) - 1
-    first = [int(index) for index in order[new]]
-    steps = np.diff(along[first])
-    for pitch in (frames.spacing_mm, float(steps.min()) if len(steps) else None):
-        if pitch is None:
+    return plane_of, [int(index) for index in order[new]]
+
+
+def even_spacing(along: Float64[ndarray, " n"], stated: float | None) -> float | None:
+    """The distance that all planes at ``along`` are whole multiples apart; None if there is none.
+
+    It is the stated one, else the smallest between neighbours, measured over the whole stack.
+    """
+    if len(along) < 2:
+        return stated
+    extent = along[-1] - along[0]
+    for guess in (stated, float(np.diff(along).min())):
+        if guess is None or round(extent / guess) < 1:
             continue
-        off = np.abs(steps / pitch - np.rint(steps / pitch))
-        if (off <= ON_PLANE).all() and (np.rint(steps / pitch) >= 1).all():
-            return plane_of, first, pitch
-    if len(steps) == 0:
-        raise SeriesError(Reason.MISSING_GEOMETRY, "one frame, and no thickness")
-    return plane_of, first, float(np.sort(steps)[(len(steps) - 1) // 2])
+        spacing = float(extent / round(extent / guess))
+        place = (along - along[0]) / spacing
+        if np.abs(place - np.rint(place)).max() <= ON_PLANE and np.diff(np.rint(place)).min() >= 1:
+            return spacing
+    return None
