@@ -118,6 +118,7 @@ def run_build(command: BuildShards) -> int:
         manifest = build(plan, config, id_key, job, terminal)
         seconds = time.monotonic() - terminal.started
     reasons, excluded = refused_reasons(out)
+    labelled = labelled_samples(out, manifest)
     if command.json:
         emit(
             {
@@ -127,6 +128,7 @@ def run_build(command: BuildShards) -> int:
                 "generation_id": manifest.generation_id,
                 "shards": len(manifest.shards),
                 "reasons": reasons,
+                "labelled": labelled,
                 **({"excluded": excluded} if exclusions.sha256 else {}),
                 "seconds": round(seconds, 3),
                 "worker_peak_bytes": terminal.peak_bytes,
@@ -135,7 +137,7 @@ def run_build(command: BuildShards) -> int:
         )
     else:
         print(f"{out}: already complete, nothing to do" if already else f"{out}: complete")
-        print(closing_line(manifest, reasons, seconds) + _memory(terminal.peak_bytes))
+        print(closing_line(manifest, reasons, seconds, labelled) + _memory(terminal.peak_bytes))
         if exclusions.sha256:
             kinds = ", ".join(f"{count} by {kind}" for kind, count in excluded.items())
             print(f"excluded: {kinds}; list {exclusions.sha256}")
@@ -154,12 +156,24 @@ def refused_reasons(out: Path) -> tuple[dict[str, int], dict[str, int]]:
     return dict(sorted(counts.items())), count_excluded(table)
 
 
-def closing_line(manifest: Manifest, reasons: dict[str, int], seconds: float) -> str:
+def labelled_samples(out: Path, manifest: Manifest) -> int:
+    """Samples of a dataset that have a label volume."""
+    from shards.schema import INDEX
+    from shards.versions import read_index
+
+    index = read_index((out / INDEX).read_bytes(), manifest.format_version, INDEX)
+    return sum(index["labelled"].to_pylist())
+
+
+def closing_line(
+    manifest: Manifest, reasons: dict[str, int], seconds: float, labelled: int = 0
+) -> str:
     """What a build came to, in one line."""
     totals = manifest.totals
     refused = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    labels = f", {labelled} with labels" if labelled else ""
     return (
-        f"{totals.samples} samples ({totals.trainable} trainable) in "
+        f"{totals.samples} samples ({totals.trainable} trainable{labels}) in "
         f"{len(manifest.shards)} shards, "
         f"{totals.shard_bytes:,} bytes; series: {totals.series_accepted} accepted, "
         f"{totals.series_refused} refused ({refused}); files: {totals.files_in} in = "

@@ -54,8 +54,11 @@ def run_inspect(command: Inspect) -> int:
         _write_montage(dataset, keys, command.png)
     if command.key is not None:
         record = converter.unstructure(dataset.sample(command.key).meta)
+        if (label := dataset.label(command.key)) is not None:
+            record["label"] = converter.unstructure(label.meta)
     else:
         record = converter.unstructure(dataset.manifest.totals)
+        record["labelled"] = labelled_count(dataset)
     if command.json:
         emit(record)
     elif command.key is not None:
@@ -71,20 +74,30 @@ def _print_dataset(dataset: Dataset) -> None:
     print(
         f"{totals.samples} samples ({totals.trainable} trainable) in "
         f"{len(dataset.manifest.shards)} shards, "
-        f"{totals.shard_bytes:,} bytes, {totals.voxels:,} voxels"
+        f"{totals.shard_bytes:,} bytes, {totals.voxels:,} voxels, "
+        f"{labelled_count(dataset)} with labels"
     )
     for row in dataset.index.to_pylist():
         shape = " x ".join(map(str, row["shape_zyx"]))
         spacing = " x ".join(f"{mm:.3g}" for mm in row["spacing_zyx_mm"])
-        print(f"{row['key']}  {row['shard']}  {shape:<16} {spacing} mm  {row['kernel']}")
+        label = "  labels" if row["labelled"] else ""
+        print(f"{row['key']}  {row['shard']}  {shape:<16} {spacing} mm  {row['kernel']}{label}")
+
+
+def labelled_count(dataset: Dataset) -> int:
+    """Samples that have a label volume."""
+    return sum(dataset.index["labelled"].to_pylist())
 
 
 def _write_montage(dataset: Dataset, keys: Sequence[str], path: Path) -> None:
-    """Three planes of each volume as one PNG."""
+    """Three planes of each volume as one PNG, with the outlines of its labels."""
     from ingest.montage import montage, png_bytes
 
     samples = (dataset.sample(key) for key in keys)
-    sheet = montage((s.meta.key, s.hu, s.meta.spacing_zyx_mm) for s in samples)
+    sheet = montage(
+        (s.meta.key, s.hu, s.meta.spacing_zyx_mm, None if label is None else label.values)
+        for s, label in ((s, dataset.label(s.meta.key)) for s in samples)
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png_bytes(sheet))

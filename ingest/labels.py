@@ -103,10 +103,11 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file)
+            columns = set(table.fieldnames or ())
             rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise UsageError(f"--labels {path}: cannot be read ({type(exc).__name__})") from exc
-    if not set(_COLUMNS) <= set(table.fieldnames or ()):
+    if not set(_COLUMNS) <= columns:
         raise UsageError(f"--labels {path}: its first line must name the columns image,label")
     pairs = []
     for number, row in enumerate(rows, start=2):

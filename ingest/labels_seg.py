@@ -158,7 +158,7 @@ def _frames(dataset: Any) -> SegFrames:
         positions=_numbers(positions, 3),
         orientation=orientations[0],
         pixel_mm=(float(spacing[0, 0]), float(spacing[0, 1])),
-        spacing_mm=_stated_spacing(measures[0]),
+        spacing_mm=_stated_spacing(measures[0], one_plane=len(set(map(tuple, positions))) == 1),
         segment_of_frame=tuple(numbers),
         codes=codes,
     )
@@ -171,9 +171,12 @@ def _numbers(values: Any, width: int) -> Float64[ndarray, "n k"]:
     return numbers
 
 
-def _stated_spacing(measures: Any) -> float | None:
-    """Distance of planes, else their thickness, where it is one that CT has."""
-    for name in ("SpacingBetweenSlices", "SliceThickness"):
+def _stated_spacing(measures: Any, *, one_plane: bool) -> float | None:
+    """Stated distance of planes where it is one that CT has; of a single plane its thickness too.
+
+    Thickness is not distance: of several planes it says nothing.
+    """
+    for name in ("SpacingBetweenSlices", "SliceThickness")[: 1 + one_plane]:
         value = measures.get(name)
         if value is not None and plausible_spacing((abs(float(value)),)):
             return abs(float(value))

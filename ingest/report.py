@@ -50,6 +50,7 @@ def render_report(data: ReportData) -> str:
         headline=f"{data.totals.samples:,} CT volume{'s' * (data.totals.samples != 1)}",
         accounting=_accounting(data.totals)
         + _regridded(rows.geometry)
+        + _labelled(data.samples)
         + _excluded(data)
         + _generation(data),
         cards=_cards(data.totals),
@@ -91,6 +92,12 @@ def _regridded(counts: Mapping[str, int]) -> str:
         return ""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
     return f" Put on a regular grid from the true slice positions: {kinds}."
+
+
+def _labelled(samples: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the volumes with labels; empty where there are none."""
+    count = sum(row["labelled"] for row in samples)
+    return f" Stored with labels: {count:,}." if count else ""
 
 
 def _excluded(data: ReportData) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Integer, UInt8
+from jaxtyping import Float64, Integer, Shaped, UInt8
 from numpy import ndarray
 
 from ingest.phantom import grid_points
@@ -37,7 +37,7 @@ def torso_labels(affine: Float64[ndarray, "4 4"], shape: Sequence[int]) -> UInt8
 
 
 def write_nifti_labels(
-    path: Path, values: Integer[ndarray, "z y x"], affine_zyx: Float64[ndarray, "4 4"]
+    path: Path, values: Shaped[ndarray, "z y x"], affine_zyx: Float64[ndarray, "4 4"]
 ) -> None:
     """A NIfTI label map of ``values`` on (z, y, x)."""
     import nibabel
