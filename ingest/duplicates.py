@@ -136,7 +136,7 @@ def _grid(row: Series) -> tuple[tuple[int, ...], Float64[ndarray, " 6"]]:
 
 
 def _has_slices(series: Series) -> bool:
-    """Whether single slices can be read: one file each, stacked from feet to head."""
+    """Whether single slices can be read: one file or frame each, stacked from feet to head."""
     if series.source_kind != "dicom" or series.slice_of_ref != tuple(range(len(series.refs))):
         return False
     return spl_axes(np.array(series.affine))[0][0] == 0
@@ -153,6 +153,7 @@ def _middle_slice(series: Series) -> Series:
         series,
         refs=(series.refs[index],),
         slice_of_ref=(0,),
+        frame_of_ref=(series.frame_of_ref[index],),
         n_slices=1,
         regridding=None,
         shape_zyx=(1, *plane),

@@ -78,7 +78,7 @@ def _line(row: Series) -> bytes:
         "series_id": row.series_id,
         "key": row.key or None,
         "reason": str(row.reason),
-        "paths": [place(ref) for ref in row.refs],
+        "paths": [place(ref) for ref in dict.fromkeys(row.refs)],
     }
     # Names that are no UTF-8 keep their bytes as lone surrogates, which JSON escapes.
     return json.dumps(record, sort_keys=True).encode() + b"\n"

@@ -7,7 +7,8 @@ and coronal. Two volumes are taken for reconstructions of one acquisition when t
 - have the same AcquisitionUID or, where one lacks it, acquisition times that overlap within 1 s;
 - and show much the same region: their boxes overlap by at least half of what both cover together.
 
-Where a fact is missing they count as different: an extra volume does less harm than a lost one.
+Volumes of one series are its phases and never rivals. Where a fact is missing they count as
+different: an extra volume does less harm than a lost one.
 """
 
 from __future__ import annotations
@@ -50,16 +51,19 @@ def thinnest_soft_tissue(rows: Sequence[Series], headers: Mapping[FileRef, Heade
     before other planes, slice thickness, slice spacing, more slices, kernel name, key. So an
     acquisition without a soft reconstruction keeps its best other one.
     """
-    kept: dict[str, list[tuple[Acquisition, Float64[ndarray, "2 3"]]]] = {}
+    kept: dict[str, list[tuple[str, Acquisition, Float64[ndarray, "2 3"]]]] = {}
     refused: set[str] = set()
     for row in sorted((row for row in rows if row.reason is Reason.OK), key=_rank):
         acquisition = acquisition_of([headers[ref] for ref in row.refs if ref in headers])
         box = _box(row)
         others = kept.setdefault(row.study_id, [])
-        if any(_same(acquisition, one) and _overlap(box, b) >= MIN_OVERLAP for one, b in others):
+        if any(
+            series != row.series_id and _same(acquisition, one) and _overlap(box, b) >= MIN_OVERLAP
+            for series, one, b in others
+        ):
             refused.add(row.key)
         else:
-            others.append((acquisition, box))
+            others.append((row.series_id, acquisition, box))
     detail = "another reconstruction of the same acquisition is taken"
     return [
         replace(row, reason=Reason.NOT_SELECTED, detail=detail)

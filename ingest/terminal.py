@@ -142,8 +142,9 @@ class Terminal:
 
 def where(refs: Sequence[FileRef]) -> str:
     """The first few files of a series, for a person."""
-    names = [place(ref) for ref in refs[:MAX_PATHS]]
-    more = len(refs) - len(names)
+    files = list(dict.fromkeys(refs))  # a multi-frame file is there once a frame
+    names = [place(ref) for ref in files[:MAX_PATHS]]
+    more = len(files) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 
 

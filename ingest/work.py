@@ -24,6 +24,7 @@ from ingest.lock import waiting_lock
 from ingest.memory import peak_bytes
 from ingest.series import Series
 from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
+from ingest.volume import Volume
 from shards.digest import content_sha256
 from shards.failpoints import failpoint
 from shards.files import write_atomic
@@ -275,11 +276,21 @@ def make_sample(
     options = PrepareConfig(
         spacing_zyx_mm=config.spacing_zyx_mm, body_crop=config.body_crop, resample=config.resample
     )
-    volume = read_series(series)
-    if excluded.pixels and series_sha256(series, volume) in excluded.pixels:
-        raise SeriesError(Reason.EXCLUDED, BY_PIXELS)
-    prepared = prepare(volume, options)
-    head = shows_head(volume, stated=series.head_stated)
+    head = False
+
+    def read() -> Volume:
+        """Read and look; nothing here may keep the volume while `prepare` is at it."""
+        nonlocal head
+        known = excluded.pixels and series.regridding is not None
+        if known and series_sha256(series) in excluded.pixels:
+            raise SeriesError(Reason.EXCLUDED, BY_PIXELS)
+        volume = read_series(series)
+        if excluded.pixels and not known and series_sha256(series, volume) in excluded.pixels:
+            raise SeriesError(Reason.EXCLUDED, BY_PIXELS)
+        head = shows_head(volume, stated=series.head_stated)
+        return volume
+
+    prepared = prepare(read(), options)
     if head and config.heads == "drop":
         raise SeriesError(Reason.HEAD, "a head is in it, and heads are dropped")
     assert series.slice_mm is not None

@@ -16,6 +16,7 @@ from ingest.errors import UsageError
 from ingest.exclude import read_exclusions
 from ingest.phantom import Torso
 from ingest.scan import ScanConfig, scan
+from ingest.select import acquisition_of, thinnest_soft_tissue
 from ingest.testing import SeriesSpec, write_dicom_series
 from shards.dataset import Dataset
 
@@ -103,6 +104,22 @@ def test_an_acquisition_uid_outweighs_times(tmp_path, id_key):
     counts = verdicts(tmp_path, id_key, select="thinnest-soft-tissue")
     assert sorted((counts["a"], counts["b"])) == ["not_selected", "ok"]
     assert counts["c"] == "ok"
+
+
+def test_phases_of_one_series_are_no_rivals(acquisitions, id_key):
+    found = scan([str(acquisitions)], id_key)
+    rows = [row for row in found.series if "soft-thick" in row.refs[0].path]
+    phases = [*rows, replace(rows[0], key="another-phase")]
+    acquired = replace(
+        acquisition_of([]), frame_of_reference="1.2", seconds=(1.0, 2.0), uid="", kvp=None
+    )
+    assert {str(row.reason) for row in thinnest_soft_tissue(phases, {})} == {"ok"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.select.acquisition_of", lambda headers: acquired)
+        assert {str(row.reason) for row in thinnest_soft_tissue(phases, {})} == {"ok"}
+        others = [replace(row, series_id=row.key) for row in phases]
+        reasons = sorted(str(row.reason) for row in thinnest_soft_tissue(others, {}))
+        assert reasons == ["not_selected", "ok"]
 
 
 def test_coverage_is_from_feet_to_head(acquisitions, noise_stack, tmp_path, id_key):

@@ -1,6 +1,8 @@
 """Pixel hashes: the same voxels have one name, and copies are built once."""
 
+import json
 import shutil
+import zipfile
 from dataclasses import replace
 
 import nibabel
@@ -14,11 +16,12 @@ from ingest.config import BuildConfig
 from ingest.duplicates import HashTask, find_copies, hash_series
 from ingest.errors import Reason
 from ingest.exclude import read_exclusions
+from ingest.paths import write_paths
 from ingest.phantom import Torso
 from ingest.pipeline import Job, build, plan_build
 from ingest.pixels import pixel_sha256, series_sha256
 from ingest.reader import read_series
-from ingest.scan import scan
+from ingest.scan import ScanConfig, scan
 from ingest.testing import FEET_FIRST_SUPINE, SeriesSpec, write_dicom_series
 from shards.dataset import Dataset
 
@@ -178,6 +181,26 @@ def test_a_copy_that_lies_feet_first_is_found(tmp_path, id_key):
     write_dicom_series(tmp_path / "b", turned)
     found = scan([str(tmp_path)], id_key)
     assert len(find_copies(found.series, lambda tasks: map(hash_series, tasks))) == 1
+
+
+def test_a_multi_frame_copy_of_real_slices_is_found(ct_data, tmp_path, id_key):
+    with zipfile.ZipFile(ct_data / "rse-panimg/enhanced-vs-classic.zip") as archive:
+        for name in archive.namelist():
+            if name.endswith(".dcm"):
+                (tmp_path / name.replace("/", "-")).write_bytes(archive.read(name))
+    (enhanced,) = tmp_path.glob("*volume.dcm")
+    ds = pydicom.dcmread(enhanced)
+    ds.SeriesInstanceUID, ds.SOPInstanceUID = generate_uid(), generate_uid()
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.save_as(enhanced)
+    found = scan([str(tmp_path)], id_key, ScanConfig(min_slices=7))
+    taken = [s for s in found.series if s.reason == "ok"]
+    assert sorted(s.n_files for s in taken) == [1, 7]
+    copied = find_copies(found.series, lambda tasks: map(hash_series, tasks))
+    assert [reason for reason, _ in copied.values()] == [Reason.DUPLICATE_SERIES]
+    write_paths(tmp_path / "list", found.series)  # one line a file, not a frame
+    lines = [json.loads(line)["paths"] for line in (tmp_path / "list").read_text().splitlines()]
+    assert sorted(map(len, lines)) == [1, 7]
 
 
 def test_a_copy_of_an_excluded_series_is_excluded_too(copies, tmp_path, id_key):
