@@ -15,6 +15,9 @@ from shards.files import write_atomic
 from shards.schema import MANIFEST, Manifest, canonical_json
 from shards.versions import load_manifest
 
+REMOVAL_TRIES = 5
+"""A task that a killed run left on a cluster may put a last file where one is just removed."""
+
 
 def check_sources(raw: Sequence[str]) -> None:
     """Every source is given and exists.
@@ -124,5 +127,8 @@ def clear_partials(out: Path) -> None:
 
 def end_build(out: Path) -> None:
     """Remove the state of a build that is now complete."""
-    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+    for _ in range(REMOVAL_TRIES):
+        shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+        if not (out / STATE_FOLDER).exists():
+            break
     failpoint("state_removed")

@@ -45,6 +45,8 @@ class FinishedSeries:
     """PNG in base64, where the report shows it."""
     label: Outcome | None = None
     """What became of its label, if that was tried."""
+    peak_bytes: int = 0
+    """Most memory that the worker which prepared it had had by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class _Head:
     hu_histogram: list[int] | None
     preview: str | None
     label: Outcome | None
+    peak_bytes: int
 
 
 def spool_path(state: Path, key: str) -> Path:
@@ -76,6 +79,7 @@ def save_series(path: Path, series: FinishedSeries, build_sha256: str) -> None:
         hu_histogram=series.hu_histogram,
         preview=series.preview,
         label=series.label,
+        peak_bytes=series.peak_bytes,
     )
     rows = None if sample is None else [sample.index_row, sample.chunk_row]
     parts = [_sized(dump_json(head)), _sized(json.dumps(rows).encode())]
@@ -122,6 +126,7 @@ def load_series(path: Path, build_sha256: str) -> FinishedSeries | None:
         hu_histogram=head.hu_histogram,
         preview=head.preview,
         label=head.label,
+        peak_bytes=head.peak_bytes,
     )
 
 

@@ -148,7 +148,7 @@ def _build_group(task: GroupTask) -> GroupResult:
     labels: dict[str, Outcome] = {}
     previews: dict[str, str] = {}
     histogram = np.zeros((HU_MAX - HU_MIN + 1) // HISTOGRAM_BIN_HU, np.int64)
-    shard = None
+    shard, peak = None, 0
     with ShardWriter(out, task.group.number, task.config.profile) as writer:
         for part in series_tasks(task):
             key = part.series.key
@@ -157,6 +157,7 @@ def _build_group(task: GroupTask) -> GroupResult:
             outcomes[key] = finished.outcome
             if finished.label is not None:
                 labels[key] = finished.label
+            peak = max(peak, finished.peak_bytes)
             if (sample := finished.sample) is None:
                 continue
             writer.add_stored(sample.members, sample.index_row, sample.chunk_row)
@@ -173,7 +174,7 @@ def _build_group(task: GroupTask) -> GroupResult:
         previews=previews,
         hu_histogram=histogram.tolist(),
         labels=labels,
-        peak_bytes=peak_bytes(),
+        peak_bytes=max(peak, peak_bytes()),
     )
     save_result(out, result)
     for key in outcomes:
@@ -237,6 +238,7 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
         hu_histogram=hu_histogram(hu).tolist(),
         preview=preview(hu, meta.spacing_zyx_mm) if task.preview else None,
         label=label_outcome,
+        peak_bytes=peak_bytes(),
     )
 
 
