@@ -87,9 +87,9 @@ def decode_frame(dataset: Any, frame: int, flags: set[str]) -> Num[ndarray, "row
         return _plain(dataset, frame, "<")
     try:
         return _compressed(dataset, frame, syntax)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as first:  # the decoders raise an open family of errors
+    except BaseException as first:  # an open family of errors; panics of Rust are no Exception
         try:
             stored = _by_gdcm(dataset, frame, syntax)
         except Exception as second:

@@ -7,7 +7,6 @@ sizes and expansion are limited, so an archive bomb is refused. An archive is st
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from ingest.streams import (
     Budget,
     Opener,
     decompress,
+    open_zip,
     opener_of,
     spool,
     spool_decompressed,
@@ -199,7 +199,7 @@ def _guard(found: Iterator[Found], ref: FileRef) -> Iterator[Found]:
 
 
 def _open_zip(file: IO[bytes], ref: FileRef) -> Iterator[Found]:
-    with zipfile.ZipFile(file) as archive:
+    with open_zip(file) as archive:
         budget = Budget(ref.size)
         for index, info in enumerate(archive.infolist()):
             if info.is_dir():
@@ -301,7 +301,7 @@ def _read_path(path: str, wanted: Sequence[FileRef]) -> Iterator[tuple[FileRef, 
     """Stored bytes of files that share a path."""
     with open(path, "rb") as file:
         if wanted[0].kind == "zip":
-            with zipfile.ZipFile(file) as archive:
+            with open_zip(file) as archive:
                 infos = archive.infolist()
                 for ref in wanted:
                     yield ref, archive.read(infos[ref.index])

@@ -122,6 +122,18 @@ def decompress(data: bytes) -> bytes:
         return stream.read()
 
 
+def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
+    """A zip's directory.
+
+    Raises:
+        BadZipFile: it is damaged.
+    """
+    try:
+        return zipfile.ZipFile(file)
+    except (NotImplementedError, ValueError) as exc:  # a version, name or offset that cannot be
+        raise zipfile.BadZipFile(str(exc)) from exc
+
+
 def tar_members(
     file: IO[bytes],
 ) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:

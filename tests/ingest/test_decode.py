@@ -141,6 +141,19 @@ def test_cut_streams_are_errors(number: str, share: float, ct_data: Path) -> Non
     assert caught.value.reason is Reason.DECODE_FAILED
 
 
+def test_a_panic_of_a_decoder_is_an_error(noise_stack) -> None:
+    """Runs of RLE beyond the image: what the Rust decoder raises then is no Exception."""
+    ds = one(noise_stack(n=1))
+    ds.compress(RLELossless, generate_instance_uid=False)
+    stream = bytearray(next(generate_frames(ds.PixelData, number_of_frames=1)))
+    ds.PixelData = encapsulate([bytes(stream[:64]) + b"\x81\x07" * ((len(stream) - 64) // 2)])
+    buffer = io.BytesIO()
+    ds.save_as(buffer)
+    with quiet_pydicom(), pytest.raises(SeriesError) as caught:
+        decode_slice(buffer.getvalue(), (16, 16), set())
+    assert caught.value.reason is Reason.DECODE_FAILED
+
+
 def test_raw_pixels_that_claim_to_be_compressed(ct_data: Path) -> None:
     path = ct_data / "oddities/misc/20-wrong-transfer-syntax.dcm"
     flags: set[str] = set()

@@ -128,6 +128,12 @@ PROBLEMS: dict[str, tuple[Callable[[], bytes], Reason, int]] = {
     # name: (bytes, reason, members found before the damage)
     "text.zip": (lambda: b"this is no zip", Reason.CORRUPT_ARCHIVE, 0),
     "cut.zip": (lambda: zip_bytes(FILES)[:-30], Reason.CORRUPT_ARCHIVE, 0),
+    # The version needed to unpack stands 6 bytes into the directory's first entry.
+    "of-another-age.zip": (
+        lambda: zip_bytes(FILES).replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\xa8"),
+        Reason.CORRUPT_ARCHIVE,
+        0,
+    ),
     "cut-in-data.tar": (lambda: tar_bytes(FILES)[:6000], Reason.CORRUPT_ARCHIVE, 1),
     # 512 (folder) + 512 + 3584 (first file) + half a header
     "cut-in-header.tar": (lambda: tar_bytes(FILES)[:4864], Reason.CORRUPT_ARCHIVE, 1),
