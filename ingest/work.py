@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int16, Int64
 from numpy import ndarray
 
+from ingest.allocator import keep_freed_memory
 from ingest.config import BuildConfig
 from ingest.errors import IngestError, Reason, SeriesError
 from ingest.exclude import BY_CONTENT, BY_PIXELS, NO_VOXELS, ExcludedVoxels
@@ -221,6 +222,7 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
 
     Anything unexpected is raised, with a note that names the series.
     """
+    keep_freed_memory()
     series = task.series
     if task.refused is not None:
         return FinishedSeries(outcome=task.refused)
