@@ -42,6 +42,7 @@ def run_scan(command: Scan) -> int:
             ScanConfig(min_slices=command.min_slices, choice=choice),
             terminal.files,
             labels,
+            (os.cpu_count() or 1) if command.workers is None else command.workers,
         )
     reasons = Counter(str(series.reason) for series in found.series)
     if command.json:
@@ -103,13 +104,14 @@ def run_build(command: BuildShards) -> int:
             dask_scheduler=command.dask_scheduler,
             max_failures=command.max_failures,
             built=terminal.built,
+            scratch_gib=command.scratch_gib,
         )
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
     check_free(out)
     id_key = load_id_key(command.id_key)
     with terminal:
-        plan = plan_build(raw, config, id_key, terminal, exclusions, labels)
+        plan = plan_build(raw, config, id_key, terminal, exclusions, labels, workers)
         if command.dry_run:
             return _end_dry_run(plan, command.json)
         if command.keep_paths is not None:

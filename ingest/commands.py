@@ -27,7 +27,7 @@ class Scan:
     """List what is there, series by series, and why each would be taken or not (no pixels)."""
 
     raw: Raw
-    """Folders, archives (zip, tar, tar.gz, tar.bz2, tar.xz) and files to look into."""
+    """Folders, archives (zip, tar, tar.gz, tar.bz2, tar.xz), files and URLs (s3://, ...)."""
     min_slices: int = 10
     """Fewest slices of a volume."""
     min_coverage_mm: float = 0.0
@@ -38,6 +38,8 @@ class Scan:
     """List of UIDs and hashes that must not be taken, as ingest fingerprint writes; may repeat."""
     labels: Labels = ()
     """Segmentations to pair with the volumes (see build-shards); may be given several times."""
+    workers: int | None = None
+    """Processes that read headers, one a core by default; they change nothing."""
     id_key: File = None
     """File with the key behind the identifiers; by default one of your own, made once."""
     json: bool = False
@@ -49,7 +51,7 @@ class BuildShards:
     """Build a dataset from raw archives; resumable, and the same bytes every time."""
 
     paths: Paths
-    """Folders, archives and files to read, then the folder to write."""
+    """Folders, archives, files and URLs (s3://, ...) to read, then the folder to write."""
     spacing_mm: Annotated[str, tyro.conf.arg(metavar="MM|z,y,x|native")] = "1.5"
     """Target spacing in mm: one number, three as z,y,x, or native to keep each volume's own."""
     body_crop: bool = True
@@ -64,6 +66,8 @@ class BuildShards:
     """Worker processes, one a core by default; they change no byte."""
     dask_scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDR")] = None
     """Address of a running Dask scheduler: its workers are used; they must see RAW and OUT."""
+    scratch_gib: float = 4.0
+    """Temporary disk space of each worker, for what compressed archives hold; 0 for none."""
     max_failures: float = 0.1
     """Share of broken series (unreadable, truncated, undecodable) above which the run fails."""
     min_slices: int = 10

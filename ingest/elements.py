@@ -9,8 +9,8 @@ from typing import IO
 
 from pydicom.datadict import dictionary_VR
 
-FRONT_BYTES = 1 << 16
-"""Read at once: the pixels of 99 in 100 CT files begin before this."""
+FRONT_BYTES = 1 << 14
+"""Read at once: the pixels of 97 in 100 CT files begin before this."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _PIXEL_TAGS = frozenset({0x7FE00010, 0x7FE00009, 0x7FE00008})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ingest.errors import IngestError, UsageError
 from ingest.lock import LOCK_FILE, waiting_lock
+from ingest.remote import is_url, local_path
 from ingest.work import STATE_FILE, STATE_FOLDER
 from shards.failpoints import failpoint
 from shards.files import write_atomic
@@ -20,7 +21,7 @@ REMOVAL_TRIES = 5
 
 
 def check_sources(raw: Sequence[str]) -> None:
-    """Every source is given and exists.
+    """Every source is given and exists; of a URL, the scan finds out.
 
     Raises:
         UsageError: otherwise.
@@ -28,7 +29,8 @@ def check_sources(raw: Sequence[str]) -> None:
     if not raw:
         raise UsageError("no RAW given; name a folder, an archive or a file")
     for name in raw:
-        if not Path(name).exists():
+        path = local_path(name)
+        if not is_url(path) and not Path(path).exists():
             raise UsageError(f"{name}: no such file or folder; check the path to the raw archive")
 
 
@@ -45,7 +47,9 @@ def check_paths(raw: Sequence[str], out: str) -> Path:
         )
     target = Path(out).resolve()
     for name in raw:
-        source = Path(name).resolve()
+        if is_url(local_path(name)):
+            continue
+        source = Path(local_path(name)).resolve()
         if target == source or target.is_relative_to(source):
             raise UsageError(
                 f"{out}: OUT lies inside RAW {name}; give a folder outside the archive"

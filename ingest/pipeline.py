@@ -29,6 +29,7 @@ from ingest.output import clear_partials, complete_build, end_build, start_build
 from ingest.record import BUILD_RECORD, BuildRecord, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
+from ingest.scratch import GIB, SCRATCH
 from ingest.series import Series
 from ingest.spool import Outcome
 from ingest.work import (
@@ -109,6 +110,7 @@ def plan_build(
     listener: Listener,
     exclusions: Exclusions = NO_EXCLUSIONS,
     labels: LabelSources | None = None,
+    workers: int = 1,
 ) -> Plan:
     """Scan ``raw`` and cut what can be taken, and is not excluded, into groups.
 
@@ -119,6 +121,7 @@ def plan_build(
         listener: told how it goes on.
         exclusions: what must not be taken.
         labels: where segmentations are.
+        workers: processes that read headers where there are many.
 
     Raises:
         IngestError: nothing was found.
@@ -127,7 +130,7 @@ def plan_build(
         min_coverage_mm=config.min_coverage_mm, select=config.select, exclusions=exclusions
     )
     options = ScanConfig(min_slices=config.min_slices, source=config.source, choice=choice)
-    found = scan(raw, id_key, options, listener.files, labels)
+    found = scan(raw, id_key, options, listener.files, labels, workers)
     failpoint("scanned")
     if found.n_files == 0:
         raise IngestError(f"{', '.join(raw)}: no file found; is this the folder you meant?")
@@ -153,10 +156,14 @@ class Job:
     """Told of every group that this run built."""
     max_failures: float = 0.1
     """Share of broken series (unreadable, truncated, undecodable) above which a run fails."""
+    scratch_gib: float = 0.0
+    """Temporary disk space of each worker, for what compressed archives hold."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: give 1 or more")
+        if not 0 <= self.scratch_gib < math.inf:
+            raise ValueError(f"--scratch-gib {self.scratch_gib:g}: give 0 or more")
         if not 0 <= self.max_failures <= 1:
             raise ValueError(f"--max-failures {self.max_failures:g}: give a share from 0 to 1")
 
@@ -248,6 +255,7 @@ def build_groups(
             previews=previews.intersection(s.key for s in group.series),
             excluded=plan.exclusions.voxels,
             refused={s.key: copies[s.key] for s in group.series if s.key in copies},
+            scratch_bytes=int(job.scratch_gib * GIB),
         )
         for group in plan.groups
     ]
@@ -257,7 +265,7 @@ def build_groups(
     results: list[GroupResult] = []
     split = Split(task=spool_series, parts=shared_parts)
     # Closed before the lock is freed, whatever happens: no worker of ours writes after that.
-    with closing(_run(build_group, waiting, plan, job, split)) as built:
+    with closing(_run(build_group, waiting, plan, job, split)) as built, closing(SCRATCH):
         for result in itertools.chain(kept.values(), built):
             results.append(result)
             if job.built is not None and result.number not in kept:

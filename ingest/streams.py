@@ -139,13 +139,38 @@ def tar_members(
 ) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:
     """(number, header, bytes) of each member in stream order; no bytes for folders and links."""
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as archive:
-        for index, info in enumerate(archive):
-            stream = archive.extractfile(info) if info.isfile() else None
-            if stream is None:
-                yield index, info, None
-            else:
-                with stream:
-                    yield index, info, stream
+        yield from _members(archive)
+
+
+def plain_tar_members(
+    file: IO[bytes], size: int
+) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:
+    """As `tar_members`, of an uncompressed tar that seeks: what nobody reads is stepped over.
+
+    Args:
+        file: the archive.
+        size: its bytes; a member that would end beyond them is damage, as if it had been read.
+    """
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo) as archive:
+        for index, info, stream in _members(archive):
+            if stream is not None and not info.issparse() and info.offset_data + info.size > size:
+                raise tarfile.ReadError("unexpected end of data")
+            yield index, info, stream
+
+
+def _members(
+    archive: tarfile.TarFile,
+) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:
+    index = 0
+    while (info := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte of each
+        stream = archive.extractfile(info) if info.isfile() else None
+        if stream is None:
+            yield index, info, None
+        else:
+            with stream:
+                yield index, info, stream
+        index += 1
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -6,6 +6,9 @@ rules refuse only what names itself no volume; geometry does the rest.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import isfinite
+
 import numpy as np
 
 from ingest.decode import can_decode
@@ -100,15 +103,22 @@ def _plane_verdict(header: Header) -> tuple[Reason, str]:
     spacing = header.pixel_spacing
     if len(header.position) != 3 or len(header.orientation) != 6 or len(spacing) != 2:
         return Reason.MISSING_GEOMETRY, "position, orientation or pixel spacing is missing"
-    if not np.isfinite([*header.position, *header.orientation, *spacing]).all():
+    if not all(map(isfinite, (*header.position, *header.orientation, *spacing))):
         return Reason.MISSING_GEOMETRY, "position, orientation or pixel spacing is not a number"
-    try:
-        unit_axes(np.array(header.orientation))
-    except ValueError:
+    if _normal_z(header.orientation) is None:
         return Reason.MISSING_GEOMETRY, "the direction cosines are not orthonormal"
     if not plausible_spacing(spacing):
         return Reason.IMPLAUSIBLE_SPACING, "the pixel spacing is none that CT has"
     return Reason.OK, ""
+
+
+@lru_cache(maxsize=1 << 12)  # the slices of a series share it, and a scan asks for each of them
+def _normal_z(orientation: tuple[float, ...]) -> float | None:
+    """The slice normal's share along z; None where the cosines are not orthonormal."""
+    try:
+        return float(unit_axes(np.array(orientation))[0][2])
+    except ValueError:
+        return None
 
 
 def type_flags(header: Header) -> set[str]:
@@ -116,6 +126,8 @@ def type_flags(header: Header) -> set[str]:
     kinds = {value.upper() for value in header.image_type}
     flags = {"secondary"} if "SECONDARY" in kinds else set()
     derived = "DERIVED" in kinds and any(kind.startswith(_REFORMATS) for kind in kinds)
-    if derived or abs(unit_axes(np.array(header.orientation))[0][2]) < _AXIAL_COSINE:
+    normal_z = _normal_z(header.orientation)
+    assert normal_z is not None  # accepted slices have an orientation
+    if derived or abs(normal_z) < _AXIAL_COSINE:
         flags.add("reformat")
     return flags
