@@ -12,7 +12,14 @@ from ingest.prefetch import prefetch
 from ingest.refs import FileRef
 from ingest.remote import READ_THREADS, is_url, read_range
 from ingest.scratch import SCRATCH
-from ingest.streams import BROKEN_STREAM, HEAD_BYTES, decompress, opener_of, tar_members
+from ingest.streams import (
+    BROKEN_STREAM,
+    HEAD_BYTES,
+    decompress,
+    open_zip,
+    opener_of,
+    tar_members,
+)
 
 
 def read_files(refs: Collection[FileRef]) -> Iterator[tuple[FileRef, bytes]]:
