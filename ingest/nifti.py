@@ -14,7 +14,16 @@ from jaxtyping import Float32, Float64, Shaped
 from numpy import ndarray
 
 from ingest.errors import Reason, SeriesError
-from ingest.geometry import is_oblique, is_orthogonal, plausible_spacing, spacing_of
+from ingest.geometry import (
+    UNIT_TOLERANCE,
+    is_oblique,
+    is_orthogonal,
+    plausible_spacing,
+    spacing_of,
+)
+from ingest.regrid import Regridding, plan_regridding
+from ingest.regridded import regridded
+from ingest.stack import MAX_TILT_DEGREES, TILTED
 from ingest.volume import Volume
 from shards.schema import FILL_HU
 
@@ -29,14 +38,32 @@ _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiGrid:
-    """Where the voxels lie: shape and (z, y, x, 1) to RAS mm affine."""
+    """Where the voxels lie.
+
+    Attributes:
+        shape_zyx: of the grid: the stored one, or the one that a leaning stack is put on.
+        affine: (z, y, x, 1) of the grid to RAS mm.
+        n_slices: as stored.
+        regridding: how leaning slices become the grid.
+        detail: what is to be said of it.
+    """
 
     shape_zyx: tuple[int, int, int]
     affine: Float64[ndarray, "4 4"]
+    n_slices: int
+    regridding: Regridding | None = None
+    detail: str = ""
+
+    @property
+    def stored_shape_zyx(self) -> tuple[int, int, int]:
+        """Shape of the voxels as they are stored."""
+        return self.shape_zyx if self.regridding is None else self.regridding.stored_shape_zyx
 
     @property
     def geometry(self) -> str:
-        """``uniform`` or ``oblique``."""
+        """``uniform``, ``oblique`` or ``tilted``."""
+        if self.regridding is not None:
+            return TILTED
         return "oblique" if is_oblique(self.affine) else "uniform"
 
 
@@ -61,7 +88,7 @@ def read_nifti(data: bytes) -> Volume:
         SeriesError: as `read_grid`, or voxels that are no numbers.
     """
     stored, slope, intercept, grid = stored_voxels(data)
-    hu: Float32[ndarray, "z y x"] = np.empty(grid.shape_zyx, np.float32)
+    hu: Float32[ndarray, "z y x"] = np.empty(grid.stored_shape_zyx, np.float32)
     nonfinite = 0
     for out, plane in zip(hu, stored, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -72,12 +99,16 @@ def read_nifti(data: bytes) -> Volume:
     fraction = nonfinite / hu.size
     if fraction > MAX_NONFINITE:
         raise SeriesError(Reason.NOT_HU, f"{fraction:.0%} of the voxels are not numbers")
+    error = None
+    if grid.regridding is not None:
+        hu, fraction, error = regridded(hu, fraction, grid.regridding)
     return Volume(
         hu=hu,
         affine=grid.affine,
         geometry=grid.geometry,
         flags=("nonfinite_filled",) if nonfinite else (),
         padding_fraction=fraction,
+        regrid_error_hu=error,
     )
 
 
@@ -88,10 +119,10 @@ def stored_voxels(data: bytes) -> tuple[Shaped[ndarray, "z y x"], float, float, 
         SeriesError: as `read_grid`.
     """
     header, grid = _judge(data[:HEADER_BYTES], len(data))
-    count, start = int(np.prod(grid.shape_zyx)), int(header["vox_offset"])
+    count, start = int(np.prod(grid.stored_shape_zyx)), int(header["vox_offset"])
     stored = np.frombuffer(data, header.get_data_dtype(), count, start)
     # Fortran (x, y, z) is C (z, y, x)
-    return stored.reshape(grid.shape_zyx), *_scaling(header), grid
+    return stored.reshape(grid.stored_shape_zyx), *_scaling(header), grid
 
 
 def _judge(head: bytes, size: int) -> tuple[Any, NiftiGrid]:
@@ -131,9 +162,42 @@ def _grid(header: Any, size: int) -> NiftiGrid:
     if end > size:
         raise SeriesError(Reason.TRUNCATED_FILE, f"ends {end - size:.0f} bytes too early")
     affine = _affine(header, shape)[:, [2, 1, 0, 3]]
+    grid = NiftiGrid(shape_zyx=(shape[2], shape[1], shape[0]), affine=affine, n_slices=shape[2])
+    if not is_orthogonal(affine):
+        grid = _upright(grid)
+    if not plausible_spacing(spacing_of(grid.affine)):
+        raise SeriesError(Reason.IMPLAUSIBLE_SPACING, "the voxel spacing is none that CT has")
+    return grid
+
+
+def _upright(leaning: NiftiGrid) -> NiftiGrid:
+    """A regular grid for slices whose stack leans: what a tilted gantry leaves in an sform."""
+    lengths = np.array(spacing_of(leaning.affine))
+    if not np.isfinite(leaning.affine).all() or not plausible_spacing(tuple(lengths)):
+        raise SeriesError(Reason.BAD_AFFINE, "the grid is degenerate")
+    stack, down, along = (leaning.affine[:3, :3] / lengths).T
+    if abs(down @ along) >= UNIT_TOLERANCE:
+        raise SeriesError(Reason.BAD_AFFINE, "the grid is sheared within its slices")
+    normal = np.cross(down, along)
+    normal *= np.sign(normal @ stack) / np.linalg.norm(normal)
+    degrees = float(np.degrees(np.arccos(min(1.0, normal @ stack))))
+    if degrees > MAX_TILT_DEGREES:
+        detail = f"slices are sheared by {degrees:.1f} degrees, more than any gantry tilts"
+        raise SeriesError(Reason.TILTED, detail)
+    steps = np.array([normal, down, along]) @ stack * lengths[0]
+    affine = leaning.affine.copy()
+    affine[:3, 0] = normal * steps[0]
+    offsets = np.arange(leaning.n_slices)[:, None] * steps
     if not plausible_spacing(spacing_of(affine)):
         raise SeriesError(Reason.IMPLAUSIBLE_SPACING, "the voxel spacing is none that CT has")
-    return NiftiGrid(shape_zyx=(shape[2], shape[1], shape[0]), affine=affine)
+    plan, affine = plan_regridding(offsets, affine, leaning.shape_zyx[1:])
+    return NiftiGrid(
+        shape_zyx=plan.shape_zyx,
+        affine=affine,
+        n_slices=leaning.n_slices,
+        regridding=plan,
+        detail=f"slices are sheared by {degrees:.1f} degrees (gantry tilt)",
+    )
 
 
 def _shape(header: Any) -> tuple[int, int, int]:
@@ -144,7 +208,8 @@ def _shape(header: Any) -> tuple[int, int, int]:
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if len(sizes) != 3 or min(sizes) < 1:
-        raise SeriesError(Reason.NOT_3D, f"{len(sizes)} dimensions, not 3")
+        volumes = f", {sizes[3]} volumes of a 4-D file: split it" if len(sizes) == 4 else ""
+        raise SeriesError(Reason.NOT_3D, f"{len(sizes)} dimensions, not 3{volumes}")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -161,12 +226,12 @@ def _affine(header: Any, shape_xyz: tuple[int, int, int]) -> Float64[ndarray, "4
     scale = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     affine = np.array(affine, np.float64)
     affine[:3] *= scale
-    if not is_orthogonal(affine):
-        raise SeriesError(Reason.BAD_AFFINE, "the grid is sheared or degenerate")
     if sform is not None and qform is not None:
         other = np.array(qform, np.float64)
         other[:3] *= scale
-        if _corner_distance(affine, other, shape_xyz) > AFFINE_TOLERANCE * min(spacing_of(affine)):
+        if not _corner_distance(affine, other, shape_xyz) <= AFFINE_TOLERANCE * min(
+            spacing_of(affine)
+        ):
             raise SeriesError(Reason.BAD_AFFINE, "sform and qform disagree")
     return affine + 0.0
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from ingest.errors import Reason, SeriesError
+from ingest.geometry import is_orthogonal
 from ingest.nifti import looks_like_nifti, read_grid, read_nifti
 
 VOXELS = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7) - 100
@@ -106,13 +108,84 @@ def test_forms_that_disagree() -> None:
 
 
 @pytest.mark.parametrize("entry", [(0, 1, 0.1), (0, 0, 0.0), (1, 1, np.inf)])
-def test_sheared_or_degenerate(entry) -> None:
+def test_sheared_within_slices_or_degenerate(entry) -> None:
     row, column, value = entry
     affine = AFFINE.copy()
     affine[row, column] = value
     data = bytearray(image(qform=0).to_bytes())
     struct.pack_into("<8f", data, 280, *affine[:2].ravel())  # srow_x, srow_y
     assert refusal(bytes(data)) is Reason.BAD_AFFINE
+
+
+@pytest.mark.parametrize("turn", [0, 10])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (1, -1, -1), (1, 1, -1)])
+def test_a_stack_that_leans_is_put_upright(flips, turn) -> None:
+    """A field that is linear in space reads the same at every place, whatever the grid."""
+    lean = np.diag([0.8, 0.9, 2.5]) * flips
+    lean[1, 2] = 2.5 * np.tan(np.radians(18.5))
+    lean = Rotation.from_euler("xz", [turn, 2 * turn], degrees=True).as_matrix() @ lean
+    affine = from_matvec(lean, [40, -50, 60])
+    shape = (30, 32, 12)
+    places = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    field = (places @ [1.5, -2.0, 1.0] - 300).astype(np.float32)
+    field[:3] = -1000  # air: below, nothing would be HU
+    made = image(field, affine, qform=0)
+    grid = read_grid(io.BytesIO(made.to_bytes()), len(made.to_bytes()))
+    assert (grid.geometry, grid.n_slices) == ("tilted", 12)
+    assert grid.detail == "slices are sheared by 18.5 degrees (gantry tilt)"
+    volume = read_nifti(made.to_bytes())
+    assert volume.geometry == "tilted"
+    assert volume.regrid_error_hu is not None
+    assert is_orthogonal(volume.affine)
+    at = apply_affine(volume.affine, np.moveaxis(np.indices(volume.hu.shape), 0, -1))
+    back = apply_affine(np.linalg.inv(affine), at)
+    inside = ((back > (4, 1, 0)) & (back < np.array(shape) - (2, 2, 1))).all(axis=-1)
+    assert inside.sum() > 5000
+    expected = at @ [1.5, -2.0, 1.0] - 300
+    np.testing.assert_allclose(volume.hu[inside], expected[inside], atol=0.01)
+
+
+def test_a_stack_that_leans_too_far() -> None:
+    affine = AFFINE.copy()
+    affine[1, 2] = 2.6
+    assert refusal(image(affine=affine, qform=0).to_bytes()) is Reason.TILTED
+
+
+def test_a_real_tilted_series_reads_the_same_as_nifti(ct_data, tmp_path, id_key, only) -> None:
+    """The Philips phantom through a sheared sform, as a converter without regridding writes it."""
+    from ingest.reader import read_series
+    from ingest.scan import scan
+
+    archive = str(ct_data / "dcm_qa_ct/Philips_S21610_tilt-18.5.tar.gz")
+    series = only(scan([archive], id_key))
+    volume = read_series(series)
+    plan = series.regridding
+    unsheared = replace(series, regridding=None, shape_zyx=plan.stored_shape_zyx)
+    stored = read_series(unsheared).hu.astype(np.int16)
+    first = volume.affine @ (0, *plan.slice_yx[0], 1)
+    step = volume.affine[:3, :3] @ (
+        np.array([plan.slice_z[-1], *np.subtract(plan.slice_yx[-1], plan.slice_yx[0])]) / 29
+    )
+    sheared = from_matvec(
+        np.stack([volume.affine[:3, 2], volume.affine[:3, 1], step], axis=1), first[:3]
+    )
+    path = tmp_path / "tilted.nii.gz"
+    nibabel.save(image(stored.T, sheared, qform=0), path)
+    row = only(scan([str(path)], id_key))
+    assert (row.geometry, row.flags, row.n_slices) == ("tilted", ("tilted",), 30)
+    other = read_series(row)
+    assert other.hu.shape == volume.hu.shape
+    np.testing.assert_allclose(other.affine, volume.affine, atol=1e-3)
+    assert np.abs(other.hu - volume.hu).mean() < 0.5  # float32 in the sform, and rounding to int16
+    assert other.regrid_error_hu == pytest.approx(volume.regrid_error_hu, abs=0.1)
+
+
+def test_uint8_is_no_hu() -> None:
+    from ingest.prepare import PrepareConfig, prepare
+
+    grey = np.random.default_rng(0).integers(0, 256, (20, 20, 20)).astype(np.uint8)
+    with pytest.raises(SeriesError, match="not_hu"):
+        prepare(read_nifti(image(grey).to_bytes()), PrepareConfig())
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("meter", 1000), ("micron", 0.001), ("unknown", 1)])
