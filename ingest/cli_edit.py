@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def run_append(command: Append) -> int:
     """``ingest append``."""
     from ingest.edit_append import append
+    from ingest.exclude import read_exclusions
     from ingest.ids import load_id_key
     from ingest.output import check_paths
     from ingest.pipeline import Job
@@ -42,7 +43,7 @@ def run_append(command: Append) -> int:
         raise UsageError(str(exc)) from exc
     id_key = load_id_key(command.id_key)
     with Terminal() as terminal:
-        done = append(raw, given, id_key, job, terminal)
+        done = append(raw, given, id_key, job, terminal, read_exclusions(command.exclude))
         seconds = time.monotonic() - terminal.started
     if command.json:
         counts = {
@@ -68,7 +69,10 @@ def _given_settings(command: Append) -> dict[str, Any]:
     """The settings that were named on the command line."""
     from ingest.config import parse_spacing
 
-    names = ("body_crop", "resample", "profile", "min_slices", "shard_mib", "source")
+    names = (
+        *("body_crop", "resample", "profile", "min_slices", "min_coverage_mm", "select", "heads"),
+        *("shard_mib", "source"),
+    )
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
     if command.spacing_mm is not None:
         given["spacing_zyx_mm"] = parse_spacing(command.spacing_mm)

@@ -161,6 +161,14 @@ class Append:
     """Only to make sure."""
     min_slices: int | None = None
     """Only to make sure."""
+    min_coverage_mm: float | None = None
+    """Only to make sure."""
+    select: Select | None = None
+    """Only to make sure."""
+    heads: Literal["keep", "drop"] | None = None
+    """Only to make sure."""
+    exclude: Files = ()
+    """The list of cases to keep out that the dataset was built with, if there was one."""
     shard_mib: int | None = None
     """Size of a new shard, about, in MiB; by default as before."""
     source: str | None = None

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import Reason, UsageError
+from ingest.exclude import EXCLUSIONS, count_excluded
 from ingest.lock import locked
 from ingest.pipeline import count_totals
-from ingest.record import BUILD_RECORD, BuildRecord, one_way, read_record
+from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, one_way, read_record
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.work import STATE_FOLDER, hu_histogram, preview
 from shards.dataset import Dataset, Sample
@@ -175,7 +176,9 @@ def publish_in(
         contract=following.contract,
         generation=generation,
         withdrawn=len(following.tombstones),
+        exclude_sha256=following.record.exclusions.sha256,
     )
+    _write_exclusions(folder, following.record.exclusions, series)
     names = generation_id([shard.entry for shard in shards], sorted(following.tombstones))
     record = {**following.record.__dict__, "generation_id": names}
     write_atomic(folder / BUILD_RECORD, dump_json(BuildRecord(**record)))
@@ -191,6 +194,14 @@ def publish_in(
         generation=generation,
         tombstones=following.tombstones,
     )
+
+
+def _write_exclusions(folder: Path, listed: ExclusionList, series: Sequence[Row]) -> None:
+    """The file on the exclusion list, where there is one, with what it excludes by now."""
+    if listed.sha256:
+        said = {"sha256": listed.sha256, "entries": listed.entries}
+        data = canonical_json({**said, "excluded": count_excluded(series)})
+        write_atomic(folder / EXCLUSIONS, data)
 
 
 def _series_order(row: Row) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from ingest.config import BuildConfig, build_digest
 from ingest.edit import Base, Next, drop_work, editing, known_histogram, publish_next
 from ingest.edit_arrivals import Arrivals, sort_out
 from ingest.errors import Reason, UsageError
+from ingest.exclude import NO_EXCLUSIONS, Exclusions
 from ingest.groups import cut_groups
 from ingest.ids import IdKey
 from ingest.output import clear_partials, start_build
@@ -60,7 +61,12 @@ class Appended:
 
 
 def append(
-    raw: Sequence[str], given: Mapping[str, Any], id_key: IdKey, job: Job, listener: Listener
+    raw: Sequence[str],
+    given: Mapping[str, Any],
+    id_key: IdKey,
+    job: Job,
+    listener: Listener,
+    exclusions: Exclusions = NO_EXCLUSIONS,
 ) -> Appended:
     """Add what is new in ``raw`` to the dataset in ``job.out``.
 
@@ -70,6 +76,7 @@ def append(
         id_key: has to be the dataset's.
         job: where and how.
         listener: told how it goes on.
+        exclusions: has to be the list that the dataset was built with.
 
     Raises:
         UsageError: the dataset is made with another key or other settings, or cannot be changed.
@@ -77,7 +84,8 @@ def append(
     """
     with editing(job.out) as base:
         config = append_config(base, given, id_key)
-        scanned = plan_build(raw, config, id_key, _ScanOnly(listener))
+        _check_exclusions(base, exclusions)
+        scanned = plan_build(raw, config, id_key, _ScanOnly(listener), exclusions)
         arrivals = sort_out(scanned.found.series, base)
         plan = _plan_new(base, scanned, arrivals, config)
         listener.planned(plan.found, len(plan.groups))
@@ -115,12 +123,24 @@ def append_config(base: Base, given: Mapping[str, Any], id_key: IdKey) -> BuildC
     return replace(config, **given)
 
 
+def _check_exclusions(base: Base, exclusions: Exclusions) -> None:
+    """Raise UsageError unless the list is the one that all stored samples were held against."""
+    listed = base.record.exclusions.sha256
+    if listed != exclusions.sha256:
+        built = f"with the exclusion list with SHA-256 {listed}" if listed else "without a list"
+        raise UsageError(
+            f"{base.folder}: was built {built}; give --exclude as then (another list needs another "
+            "build: what is stored was not held against it)"
+        )
+
+
 def _plan_new(base: Base, scanned: Plan, arrivals: Arrivals, config: BuildConfig) -> Plan:
     """Groups of the new series, numbered after the shards that are there."""
     first = base.next_number
     taken = [one for one in arrivals.new if one.reason == Reason.OK]
     groups = cut_groups(taken, config.spacing_zyx_mm, config.shard_mib << 20)
-    digest = build_digest(config, base.manifest.id_key_fingerprint, arrivals.new)
+    key = base.manifest.id_key_fingerprint
+    digest = build_digest(config, key, arrivals.new, scanned.exclusions.sha256)
     identity = {"append": digest, "to": base.manifest.build_sha256}
     found = ScanResult(series=tuple(arrivals.new), n_files=sum(one.n_files for one in arrivals.new))
     return replace(

@@ -73,8 +73,12 @@ def _unmatched(
 
 
 def _is_row_of(row: Row, one: Series) -> bool:
-    """Whether a scan would give this row again. Refusals by pixels are always looked at again."""
-    reason = Reason.OK if row["verdict"] == "accepted" else row["reason"]
+    """Whether a scan would give this row again.
+
+    Refusals by pixels are looked at again, but for copies: their original is stored.
+    """
+    seen_by_scan = row["reason"] not in (Reason.OK, Reason.DUPLICATE_SERIES)
+    reason = row["reason"] if seen_by_scan else Reason.OK
     same_key = row["key"] in (None, one.key)
     return bool(row["n_files"] == one.n_files and reason == one.reason and same_key)
 

@@ -29,7 +29,7 @@ from ingest.edit_parts import Part, all_forgotten, check_alike, check_apart, cut
 from ingest.errors import Reason
 from ingest.lock import locked
 from ingest.output import complete_build, end_build, start_build
-from ingest.record import BuildRecord, Origin, one_way
+from ingest.record import BuildRecord, ExclusionList, Origin, one_way
 from shards.copying import copy_samples, kept_shards
 from shards.dataset import Sample
 from shards.errors import CorruptShardError
@@ -230,9 +230,13 @@ def _record(parts: Sequence[Part]) -> BuildRecord:
         for series, subject in base.record.refused_subjects.items()
         if one_way(subject) not in forgotten
     }
+    lists = [base.record.exclusions for base in bases]
+    same_list = all(one == lists[0] for one in lists)
+    config = _common_config([base.record.config for base in bases])
     return BuildRecord(
         generation_id="",
-        config=_common_config([base.record.config for base in bases]),
+        config=config if same_list else None,
+        exclusions=lists[0] if same_list else ExclusionList(),
         hu_histogram=_histogram(parts),
         forgotten=sorted(forgotten),
         refused_subjects=refused,

@@ -26,7 +26,7 @@ from ingest.ids import IdKey
 from ingest.labels import LabelSources
 from ingest.lock import locked
 from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
-from ingest.record import BUILD_RECORD, BuildRecord, refused_subjects
+from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.scratch import GIB, SCRATCH
@@ -390,6 +390,7 @@ def _publish(
         generation_id=generation_id([shard.entry for shard in shards]),
         config=config,
         hu_histogram=list(report.hu_histogram),
+        exclusions=ExclusionList(sha256=plan.exclusions.sha256, entries=plan.exclusions.entries),
         refused_subjects=refused_subjects(plan.found.series, rows),
     )
     write_atomic(out / BUILD_RECORD, dump_json(record))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.config import BuildConfig
@@ -34,6 +34,16 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExclusionList:
+    """What is kept of the list that every series was held against: no entry of it."""
+
+    sha256: str = ""
+    """Empty: there was none."""
+    entries: dict[str, int] = field(default_factory=dict)
+    """How many there are of each kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRecord:
     """The content of ``build.json``."""
 
@@ -44,6 +54,7 @@ class BuildRecord:
     """Settings that the samples were made with; None when they are not known, or not one set."""
     hu_histogram: list[int] | None
     """The report's; None when it is not known."""
+    exclusions: ExclusionList = field(default_factory=ExclusionList)
     forgotten: list[str] = field(default_factory=list)
     """``one_way`` of the subjects that are withdrawn for good, sorted."""
     refused_subjects: dict[str, str] = field(default_factory=dict)
@@ -98,9 +109,3 @@ def read_record(dataset: Dataset) -> BuildRecord:
             "with all its files"
         )
     return record
-
-
-def differing(config: BuildConfig, given: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in ``given`` that are not those of ``config``."""
-    known = {item.name for item in fields(BuildConfig)}
-    return [name for name in given if name in known and getattr(config, name) != given[name]]

@@ -19,6 +19,7 @@ from ingest.edit_append import append, join_versions
 from ingest.edit_forget import compact, forget
 from ingest.edit_merge import merge
 from ingest.errors import UsageError
+from ingest.exclude import NO_EXCLUSIONS, Exclusions
 from ingest.ids import IdKey
 from ingest.phantom import Torso
 from ingest.pipeline import Job, build, plan_build
@@ -44,9 +45,9 @@ def built(raw, out, config=CONFIG, key=KEY):
         return build(plan, config, key, Job(out=out), terminal)
 
 
-def appended(raw, out, key=KEY, **given):
+def appended(raw, out, key=KEY, exclusions=NO_EXCLUSIONS, **given):
     with Terminal() as terminal:
-        return append([str(raw)], given, key, Job(out=out), terminal)
+        return append([str(raw)], given, key, Job(out=out), terminal, exclusions)
 
 
 def rows(out):
@@ -201,6 +202,32 @@ def test_append_needs_the_key_and_the_settings_of_the_build(archives, out):
     (out / BUILD_RECORD).unlink()
     with pytest.raises(UsageError, match="does not say how it was built"):
         appended(archives / "third", out)
+
+
+def test_append_needs_the_list_of_the_build(archives, out, tmp_path):
+    listed = Exclusions(patients=frozenset({"PHANTOM-3"}))
+    with pytest.raises(UsageError, match="was built without a list"):
+        appended(archives / "second", out, exclusions=listed)
+    with Terminal() as terminal:
+        plan = plan_build([str(archives / "first")], CONFIG, KEY, terminal, listed)
+        build(plan, CONFIG, KEY, Job(out=tmp_path / "guarded"), terminal)
+    with pytest.raises(UsageError, match="exclusion list with SHA-256"):
+        appended(archives / "second", tmp_path / "guarded")
+    done = appended(archives / "second", tmp_path / "guarded", exclusions=listed)
+    assert (done.samples, done.reasons) == (1, {"excluded": 1, "not_medical_image": 1})
+    said = json.loads((tmp_path / "guarded/exclusions.json").read_text())
+    assert (said["sha256"], sum(said["excluded"].values())) == (listed.sha256, 1)
+    assert listed.sha256 in (tmp_path / "guarded/report.html").read_text()
+
+
+def test_copies_stay_refused(archives, tmp_path):
+    """The same voxels under other UIDs: refused once, and not taken later as their own original."""
+    shutil.copytree(archives / "third/p4", tmp_path / "raw/a")
+    write_series_at(tmp_path / "raw/b", spec(4, study=5, number=9))
+    built(tmp_path / "raw", tmp_path / "out")
+    reasons = Counter(row["reason"] for row in rows(tmp_path / "out"))
+    assert reasons == {"ok": 1, "duplicate_series": 1}
+    assert not appended(tmp_path / "raw", tmp_path / "out").changed
 
 
 def test_forget_is_at_once_and_compact_for_good(both):
