@@ -22,7 +22,8 @@ def read_nifti_labels(data: bytes) -> tuple[LabelPlanes, tuple[int, ...]]:
     """
     stored, slope, intercept, grid = stored_voxels(data)
     if grid.regridding is not None:
-        raise SeriesError(Reason.LABEL_GEOMETRY, f"{grid.detail}; put the labels on an upright grid")
+        detail = f"{grid.detail}; put the labels on an upright grid"
+        raise SeriesError(Reason.LABEL_GEOMETRY, detail)
     values: Integer[ndarray, "z y x"] = np.empty(grid.shape_zyx, np.uint16)
     counts = np.zeros(MAX_VALUE + 1, np.int64)
     for out, plane in zip(values, stored, strict=True):
