@@ -131,12 +131,19 @@ def _check_air(found: _Measured, padding_fraction: float) -> None:
         )
 
 
-def to_stored(hu: Float32[ndarray, "z y x"]) -> tuple[Int16[ndarray, "z y x"], float]:
-    """Round to 1 HU and clip to the stored range; also the share of voxels that this clipped."""
+def to_stored(
+    hu: Float32[ndarray, "z y x"], least: float = -np.inf
+) -> tuple[Int16[ndarray, "z y x"], float]:
+    """Round to 1 HU and clip to the stored range; also the share of voxels that this clipped.
+
+    Args:
+        hu: the volume, as its strides may be.
+        least: what is below this becomes this before, and does not count as clipped.
+    """
     stored: Int16[ndarray, "z y x"] = np.empty(hu.shape, np.int16)
     clipped = 0
     for plane, out in zip(hu, stored, strict=True):  # what is in the cache is dealt with at once
-        rounded = np.rint(plane)
+        rounded = np.rint(np.maximum(plane, np.float32(least)))
         within = np.clip(rounded, HU_MIN, HU_MAX)
         clipped += int(np.count_nonzero(within != rounded))
         out[:] = within

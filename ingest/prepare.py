@@ -90,7 +90,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
     del volume  # a thin-slice series is 1 GiB: nothing may keep it for longer than needed
     hu, affine = _resample(hu, affine, config)
     spacing = spacing_of(affine) if config.spacing_zyx_mm is None else config.spacing_zyx_mm
-    stored, clipped = to_stored(hu)
+    stored, clipped = to_stored(hu, least=FILL_HU)
     del hu
     box = body_box(stored, spacing) if config.body_crop else full_box(stored.shape)
     affine = shifted(affine, tuple(start for start, _ in box))
@@ -129,12 +129,12 @@ def _resample(
 ) -> tuple[Float32[ndarray, "z2 y2 x2"], Float64[ndarray, "4 4"]]:
     """Onto the target spacing, axis-aligned, with air for what is below -1024 HU.
 
-    Native, axis-aligned volumes stay as they are but for that.
+    Native, axis-aligned volumes stay as they are: `to_stored` fills them.
     """
     spacing = spacing_of(affine)
     oblique = is_oblique(affine)
     if config.spacing_zyx_mm is None and not oblique:
-        return fill_low(hu), _on_axes(affine, spacing)
+        return hu, _on_axes(affine, spacing)
     target = config.spacing_zyx_mm or spacing
     antialias = config.resample == "antialias"
     if oblique:
