@@ -27,7 +27,6 @@ from shards.schema import (
     INDEX,
     LABEL_SUFFIXES,
     MANIFEST,
-    META_SUFFIX,
     SUFFIXES,
     Manifest,
     SampleMeta,

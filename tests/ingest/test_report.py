@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ingest.errors import Reason
-from ingest.montage import HIGH_HU, LOW_HU, montage, planes, png_bytes, strip
+from ingest.montage import HIGH_HU, LOW_HU, grey, montage, planes_of, png_bytes, strip
 from ingest.report import MAX_PREVIEWS, PREVIEWS_PER_PAGE, ReportData, render_report
 from ingest.report_lists import EXAMPLES
 from ingest.words import SENTENCES
@@ -258,7 +258,7 @@ def test_planes_stand_as_radiologists_expect():
     """A mark in front, at the top, on the patient's left."""
     hu = np.full((21, 31, 41), -1000, np.int16)
     hu[10, 0, 40] = hu[20, 15, 40] = hu[20, 0, 20] = 1000
-    axial, coronal, sagittal = planes(hu)
+    axial, coronal, sagittal = map(grey, planes_of(hu))
     assert np.argwhere(axial == 255).tolist() == [
         [0, 40]
     ]  # Top (anterior), right (left of patient).
@@ -270,7 +270,7 @@ def test_grey_levels_span_the_window():
     hu = np.array(
         [[[LOW_HU - 100, LOW_HU, (LOW_HU + HIGH_HU) // 2, HIGH_HU, HIGH_HU + 100]]], np.int16
     )
-    assert planes(hu)[0].tolist() == [[0, 0, 127, 255, 255]]
+    assert grey(planes_of(hu)[0]).tolist() == [[0, 0, 127, 255, 255]]
 
 
 def test_strip_is_true_to_scale():
