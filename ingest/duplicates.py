@@ -154,7 +154,6 @@ def _middle_slice(series: Series) -> Series:
         refs=(series.refs[index],),
         frame_of_ref=series.frame_of_ref[index : index + 1],
         slice_of_ref=(0,),
-        frame_of_ref=(series.frame_of_ref[index],),
         n_slices=1,
         regridding=None,
         shape_zyx=(1, *plane),
