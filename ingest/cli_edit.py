@@ -59,7 +59,8 @@ def run_append(command: Append) -> int:
     new = done.files - done.known_files
     print(
         f"{out}: {done.samples} samples added; {done.files} files found = "
-        f"{done.known_files} known + {new} new; new series refused: {refused}; {seconds:.1f} s"
+        f"{done.known_files} known + {new} new or judged anew; of these refused: {refused}; "
+        f"{seconds:.1f} s"
     )
     _print_generation(done.manifest, done.changed)
     return DONE

@@ -57,7 +57,7 @@ class Appended:
     samples: int
     """Added."""
     reasons: dict[str, int]
-    """New refusals of series and stray files."""
+    """Refusals that are new, or were looked at again."""
 
 
 def append(
@@ -188,12 +188,12 @@ def _publish(
         manifest = publish_next(base, _following(base, plan, series, rows, results))
     else:
         drop_work(base)
-    refused = [row["reason"] for row in rows if row["verdict"] == "refused"]
+    refused = [row["reason"] for row in rows if changed and row["verdict"] == "refused"]
     return Appended(
         manifest=manifest,
         changed=changed,
         files=n_files,
-        known_files=arrivals.known_files,
+        known_files=arrivals.known_files if changed else n_files,
         samples=sum(shard.entry.samples for shard in shards),
         reasons={reason: refused.count(reason) for reason in sorted(set(refused))},
     )
