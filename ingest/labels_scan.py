@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -170,7 +172,7 @@ class _Pairing:
         """
         image = self.pairs.get(os.path.realpath(label.ref.path))
         if image is not None:
-            return self._only(self._at(image))
+            return self._only(self._at[image])
         if label.row.source_kind == "nifti":
             return self._only(self._same_name(label))
         return self._only(self._referred(label))
@@ -208,13 +210,29 @@ class _Pairing:
             raise SeriesError(Reason.LABEL_AMBIGUOUS, detail)
         return best[0]
 
-    def _at(self, image: str) -> Counter[int]:
-        """Rows whose files are, or lie in, a path that the user named."""
-        votes: Counter[int] = Counter()
+    @cached_property
+    def _at(self) -> dict[str, Counter[int]]:
+        """Rows whose files are, or lie in, each path that the user paired."""
+        votes: dict[str, Counter[int]] = {image: Counter() for image in self.pairs.values()}
+        rows_of_path: dict[str, set[int]] = {}
         for ref, number in self.row_of_ref.items():
-            real = os.path.realpath(ref.path)
-            votes[number] |= real == image or real.startswith(image + os.sep)
-        return +votes
+            rows_of_path.setdefault(ref.path, set()).add(number)
+        for path, numbers in rows_of_path.items():
+            real = os.path.realpath(path)
+            for place in (real, *map(str, Path(real).parents)):
+                if place in votes:
+                    votes[place].update(numbers)
+        return {image: Counter(dict.fromkeys(found, 1)) for image, found in votes.items()}
+
+    @cached_property
+    def _nifti_of_name(self) -> dict[str, list[tuple[list[str], int]]]:
+        """Folders and row of the NIfTI files of each name."""
+        found: dict[str, list[tuple[list[str], int]]] = {}
+        for ref, number in self.row_of_ref.items():
+            if self.rows[number].source_kind == "nifti":
+                *folders, name = _parts(ref)
+                found.setdefault(name, []).append((folders, number))
+        return found
 
     def _referred(self, label: Label) -> Counter[int]:
         """Rows by how many of the images that a segmentation refers to they hold."""
@@ -230,11 +248,8 @@ class _Pairing:
         """NIfTI rows of the label's name, by how many of their enclosing folders agree too."""
         votes: Counter[int] = Counter()
         *folders, name = _parts(label.ref)
-        for ref, number in self.row_of_ref.items():
-            if self.rows[number].source_kind != "nifti":
-                continue
-            *others, other = _parts(ref)
-            if other in (name, name + _CHANNEL):
+        for suffix in ("", _CHANNEL):
+            for others, number in self._nifti_of_name.get(name + suffix, ()):
                 pairs = zip(reversed(folders), reversed(others), strict=False)
                 same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
                 votes[number] = 1 + len(list(same))

@@ -48,7 +48,8 @@ def _is_ours(path: Path) -> bool:
 def write_paths(path: Path, rows: Iterable[Series]) -> None:
     """One line of JSON a row: series id, key, the scan's reason, and the files in their order.
 
-    ``key`` is null for rows that the scan refused. A file in an archive is ``ARCHIVE!MEMBER``.
+    ``key`` is null for rows that the scan refused. A file in an archive is ``ARCHIVE!MEMBER``. A
+    volume's label file, if there is one, is ``label``.
 
     Raises:
         UsageError: it cannot be written.
@@ -80,5 +81,7 @@ def _line(row: Series) -> bytes:
         "reason": str(row.reason),
         "paths": [place(ref) for ref in dict.fromkeys(row.refs)],
     }
+    if row.label is not None:
+        record["label"] = place(row.label.refs[0])
     # Names that are no UTF-8 keep their bytes as lone surrogates, which JSON escapes.
     return json.dumps(record, sort_keys=True).encode() + b"\n"

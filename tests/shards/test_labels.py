@@ -16,6 +16,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import FsspecStore, MemoryStore
 
 from shards import codec
+from shards.copying import copy_samples, kept_shards
 from shards.dataset import Dataset
 from shards.digest import label_sha256
 from shards.errors import CorruptShardError
@@ -185,6 +186,20 @@ def test_a_tombstoned_sample_with_labels_is_not_served(tmp_path, volumes, labels
     with pytest.raises(KeyError):
         dataset.label("a")
     np.testing.assert_array_equal(dataset.label("c_3").values, labels["c_3"])
+
+
+def test_a_copied_sample_keeps_its_labels(tmp_path, volumes, labels):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_dataset(source, volumes, labels=labels)
+    dataset = Dataset.open(source)
+    (kept,) = kept_shards(dataset, ["plain"])
+    (tmp_path / "copy").mkdir()
+    result = copy_samples(dataset.store, kept, tmp_path / "copy", 7, "balanced")
+    assert [row["labelled"] for row in result.index_rows] == [True, True]
+    with tarfile.open(tmp_path / "copy/shard-000007.tar") as tar:
+        expected = [f"{key}.{s}" for key in labels for s in (*SUFFIXES, *LABEL_SUFFIXES)]
+        assert tar.getnames() == expected
 
 
 def forged(tmp_path, monkeypatch, meta=lambda meta: meta, values=None):
