@@ -13,7 +13,7 @@ CT_DATA ?= ../shared/data/ct
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest golden golden-table soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scan golden golden-table soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
+	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
 	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
 	@echo "make memory           peak memory of a worker on a series of 1,000 slices (under 2 GB)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
@@ -60,6 +61,9 @@ soak: $(READY)
 
 gpu-smoke: $(READY)
 	$(BIN)/python -m benchmarks.gpu_smoke --out benchmarks/results/gpu-smoke.json
+
+bench-scan: $(READY)
+	$(BIN)/python -m benchmarks.ingest_scan --out benchmarks/results/ingest-scan.json
 
 bench-ingest: $(READY)
 	$(BIN)/python -m benchmarks.ingest --out benchmarks/results/ingest.json

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from typing import IO
 
-from ingest.beginnings import open_whole, read_whole
 from ingest.errors import Reason, SeriesError
 from ingest.prefetch import prefetch
+from ingest.readahead import open_whole, read_whole
 from ingest.refs import FileRef
 from ingest.remote import READ_THREADS, is_url, read_range
 from ingest.scratch import SCRATCH
-from ingest.streams import (
-    BROKEN_STREAM,
-    HEAD_BYTES,
-    decompress,
-    open_zip,
-    opener_of,
-    tar_members,
-)
+from ingest.streams import BROKEN_STREAM, HEAD_BYTES, decompress, open_zip, opener_of, tar_members
 
 
 def read_files(refs: Collection[FileRef]) -> Iterator[tuple[FileRef, bytes]]:
@@ -85,7 +79,7 @@ def _read_tar(
             if len(data) < ref.size:
                 raise EOFError("the archive became shorter")
             yield ref, data
-        elif (kept := SCRATCH.take(path, ref.index)) is not None:
+        elif (kept := SCRATCH.get(path, ref.index)) is not None:
             yield ref, kept
         else:
             in_stream[ref.index] = ref
@@ -100,13 +94,15 @@ def _read_tar(
 def _read_stream(
     path: str, stream: IO[bytes], wanted: dict[int, FileRef]
 ) -> Iterator[tuple[FileRef, bytes]]:
-    """One pass over a tar; what is not wanted now is kept in scratch as far as there is room."""
+    """One pass over a tar; its members are kept in scratch as far as there is room."""
     room = SCRATCH.limit > 0
     try:
         for index, info, member in tar_members(stream):
             found = wanted.pop(index, None)
             if member is not None and found is not None:
-                yield found, member.read()
+                data = member.read()
+                room = room and SCRATCH.keep(path, index, io.BytesIO(data), info.size)
+                yield found, data
             elif member is not None and room:
                 room = SCRATCH.keep(path, index, member, info.size)
             if not wanted and not room:

@@ -27,7 +27,7 @@ MAX_VALUE_BYTES = 256
 _META_START = 132
 _META_GROUP = 0x0002
 _GROUP_LENGTH, _SYNTAX, _MEDIA_CLASS = 0x00020000, 0x00020010, 0x00020002
-_CHARACTER_SET, _SOP_CLASS, _FRAMES = 0x00080005, 0x00080016, 0x00280008
+_CHARACTER_SET = 0x00080005
 _MULTI_FRAME = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("2.1", "2.2", "7.1", "7.2", "7.3", "7.4")
 )
@@ -62,20 +62,20 @@ def _text(pattern: re.Pattern[bytes] | None) -> Converter:
     return convert
 
 
-_CONVERTERS: dict[str, Converter] = {
-    "UI": _text(_UID),
-    "LO": _text(_TEXT),
-    "SH": _text(_TEXT),
-    "CS": _text(None),
-    "DA": _text(None),
-    "TM": _text(None),
-    "DT": _text(None),
-    "DS": _text(_DECIMALS),
-    "IS": _text(_INTEGERS),
+_CONVERTERS: dict[bytes, Converter] = {
+    b"UI": _text(_UID),
+    b"LO": _text(_TEXT),
+    b"SH": _text(_TEXT),
+    b"CS": _text(None),
+    b"DA": _text(None),
+    b"TM": _text(None),
+    b"DT": _text(None),
+    b"DS": _text(_DECIMALS),
+    b"IS": _text(_INTEGERS),
 }
-_NUMBER_VRS = ("DS", "IS", "US", "UL", "FD")
+_NUMBER_VRS = (b"DS", b"IS", b"US", b"UL", b"FD")
 """VRs whose empty value is no value, not an empty text."""
-_BINARY = {"US": "H", "UL": "L", "FD": "d"}
+_BINARY = {b"US": "H", b"UL": "L", b"FD": "d"}
 _UNPACK = {
     (vr, little): Struct(order + code)
     for vr, code in _BINARY.items()
@@ -85,31 +85,34 @@ _UNPACK = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """Elements to read: VR by tag, and tag by keyword."""
+    """Elements to read, by tag: their VR, and their keyword."""
 
     vrs: dict[int, bytes]
-    tags: dict[str, int]
+    keywords: dict[int, str]
 
 
 def wanted_elements(keywords: Iterable[str]) -> Wanted:
-    """The elements named by ``keywords`` of the DICOM dictionary."""
-    tags = {word: tag for word in keywords if (tag := tag_for_keyword(word)) is not None}
-    vrs = {tag: dictionary_VR(tag).encode() for tag in tags.values()}
-    return Wanted(vrs={**vrs, _CHARACTER_SET: b"CS", _FRAMES: b"IS", _SOP_CLASS: b"UI"}, tags=tags)
+    """The elements named by ``keywords`` of the DICOM dictionary, and those that decide here."""
+    names = {*keywords, "NumberOfFrames", "SOPClassUID"}
+    words = {tag: word for word in sorted(names) if (tag := tag_for_keyword(word)) is not None}
+    vrs = {tag: dictionary_VR(tag).encode() for tag in words}
+    return Wanted(vrs={**vrs, _CHARACTER_SET: b"CS"}, keywords=words)
 
 
 class Meta:
-    """File meta information, read as far as a scan needs it."""
+    """Some elements by keyword: text, number or list of texts.
+
+    ``get`` gives None where an element is absent, was not asked for, or is an empty number.
+    """
+
+    __slots__ = ("get",)
 
     def __init__(self, values: dict[str, Value]) -> None:
-        self._values = values
-
-    def get(self, keyword: str) -> Value | None:
-        """Value of an element, or None."""
-        return self._values.get(keyword)
+        # The dictionary's own: a scan asks fifty times a file, and mostly for what is absent.
+        self.get: Callable[[str], Value | None] = values.get
 
 
-class Front:
+class Front(Meta):
     """What a file's front says; quacks like a pydicom data set as far as `ingest.headers` asks.
 
     Attributes:
@@ -117,19 +120,12 @@ class Front:
         original_encoding: (implicit VR, little endian).
     """
 
-    __slots__ = ("_tags", "_values", "file_meta", "original_encoding")
+    __slots__ = ("file_meta", "original_encoding")
 
-    def __init__(
-        self, wanted: Wanted, values: dict[int, Value], meta: Meta, implicit: bool, little: bool
-    ) -> None:
-        self._tags = wanted.tags
-        self._values = values
+    def __init__(self, values: dict[str, Value], meta: Meta, implicit: bool, little: bool) -> None:
+        super().__init__(values)
         self.file_meta = meta
         self.original_encoding = (implicit, little)
-
-    def get(self, keyword: str) -> Value | None:
-        """Text, number or list of texts; None where the element is absent or an empty number."""
-        return self._values.get(self._tags[keyword])
 
 
 def read_front(stream: IO[bytes], size: int, wanted: Wanted) -> Front | None:
@@ -162,11 +158,13 @@ def _read(window: Window, wanted: Wanted) -> tuple[Front, int]:
     if not _ASCII_SETS.fullmatch(raw.pop(_CHARACTER_SET, b"").rstrip(b" \0")):
         raise SurpriseError
     values = _convert(raw, wanted, little)
-    media = _CONVERTERS["UI"](media_class)
-    if values.get(_FRAMES, "1") != "1" or {values.get(_SOP_CLASS), media} & _MULTI_FRAME:
+    media = _CONVERTERS[b"UI"](media_class)
+    if values.get("NumberOfFrames", "1") != "1":
+        raise SurpriseError
+    if media in _MULTI_FRAME or values.get("SOPClassUID") in _MULTI_FRAME:
         raise SurpriseError
     meta = Meta({"TransferSyntaxUID": syntax.decode(), "MediaStorageSOPClassUID": media})
-    return Front(wanted, values, meta, implicit, little), pixels
+    return Front(values, meta, implicit, little), pixels
 
 
 def _read_meta(data: bytes) -> tuple[bytes, bytes, int]:
@@ -199,20 +197,17 @@ def _read_meta(data: bytes) -> tuple[bytes, bytes, int]:
     raise SurpriseError
 
 
-def _convert(raw: dict[int, bytes], wanted: Wanted, little: bool) -> dict[int, Value]:
-    """Values as text or number; what is empty and no text is left out."""
-    values: dict[int, Value] = {}
+def _convert(raw: dict[int, bytes], wanted: Wanted, little: bool) -> dict[str, Value]:
+    """Values as text or number, by keyword; what is empty and no text is left out."""
+    values: dict[str, Value] = {}
     for tag, data in raw.items():
-        vr = wanted.vrs[tag].decode()
+        vr = wanted.vrs[tag]
         if not data and vr in _NUMBER_VRS:
             continue
-        if vr in _BINARY:
-            number = _UNPACK[vr, little]
-            if len(data) != number.size:
-                raise SurpriseError
-            values[tag] = number.unpack(data)[0]
-        elif (convert := _CONVERTERS.get(vr)) is not None:
-            values[tag] = convert(data)
+        if (convert := _CONVERTERS.get(vr)) is not None:
+            values[wanted.keywords[tag]] = convert(data)
+        elif vr in _BINARY and len(data) == _UNPACK[vr, little].size:
+            values[wanted.keywords[tag]] = _UNPACK[vr, little].unpack(data)[0]
         else:
             raise SurpriseError
     return values

@@ -228,7 +228,7 @@ def _plane_facts(frame: Any) -> dict[str, Any]:
         "pixel_spacing": _numbers(frame, "PixelSpacing"),
         "position": _numbers(frame, "ImagePositionPatient"),
         "orientation": _numbers(frame, "ImageOrientationPatient"),
-        "phase": tuple(_text(frame, name) for name in PHASE_TAGS),
+        "phase": tuple([_text(frame, name) for name in PHASE_TAGS]),
         "slice_thickness": _number(frame, "SliceThickness"),
         "rescaled": all(_texts(frame, name) for name in ("RescaleSlope", "RescaleIntercept")),
         "other_units": isinstance(frame, Frame) and frame.other_units,
@@ -286,6 +286,11 @@ def _texts(dataset: Any, name: str) -> tuple[str, ...]:
 
 
 def _text(dataset: Any, name: str) -> str:
+    value = _value(dataset, name)
+    if value is None:
+        return ""
+    if type(value) is str:
+        return value.strip(" \0")
     texts = _texts(dataset, name)
     return texts[0] if texts else ""
 

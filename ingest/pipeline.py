@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -29,7 +29,7 @@ from ingest.output import clear_partials, complete_build, end_build, start_build
 from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.scan import ScanConfig, ScanResult, scan
-from ingest.scratch import GIB, SCRATCH
+from ingest.scratch import GIB, SCRATCH, with_scratch
 from ingest.series import Series
 from ingest.spool import Outcome
 from ingest.work import (
@@ -115,7 +115,7 @@ def plan_build(
     """Scan ``raw`` and cut what can be taken, and is not excluded, into groups.
 
     Args:
-        raw: folders, archives, single files.
+        raw: folders, archives, single files, URLs.
         config: every setting that shapes the dataset.
         id_key: turns UIDs into ids.
         listener: told how it goes on.
@@ -255,7 +255,6 @@ def build_groups(
             previews=previews.intersection(s.key for s in group.series),
             excluded=plan.exclusions.voxels,
             refused={s.key: copies[s.key] for s in group.series if s.key in copies},
-            scratch_bytes=int(job.scratch_gib * GIB),
         )
         for group in plan.groups
     ]
@@ -309,6 +308,10 @@ def _run(
             f"{STATE_FOLDER}/{STATE_FILE}",
             source_roots(plan.found.series),
         )
+    keep = partial(with_scratch, plan.build_sha256, int(job.scratch_gib * GIB))
+    if split is not None:
+        split = replace(split, task=partial(keep, split.task))
+    task = partial(keep, task)
     return run_tasks(task, items, job.workers, job.dask_scheduler, complaint, split)
 
 

@@ -1,16 +1,20 @@
 """Members of compressed archives, kept unpacked on disk: several series need one pass, not several.
 
 A compressed tar has no index: to read one series, all before it must be unpacked. So a worker that
-unpacks it keeps the members that it was not asked for, in a temporary file without a name, which
-the system frees even where the worker is killed.
+unpacks it keeps its members in a temporary file without a name, which the system frees even where
+the worker is killed.
 """
 
 from __future__ import annotations
 
 import errno
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 GIB = 1 << 30
 BLOCK_BYTES = 1 << 20
@@ -77,16 +81,14 @@ class Scratch:
         kept.nbytes = at + nbytes
         return True
 
-    def take(self, path: str, index: int) -> bytes | None:
-        """A member's bytes, if they are kept; each is given out once."""
+    def get(self, path: str, index: int) -> bytes | None:
+        """A member's bytes, if they are kept."""
         kept = self._archives.get(path)
-        place = None if kept is None else kept.places.pop(index, None)
+        place = None if kept is None else kept.places.get(index)
         if kept is None or place is None:
             return None
         kept.file.seek(place[0])
         data = kept.file.read(place[1])
-        if not kept.places:
-            self._drop(path)
         return data if len(data) == place[1] else None
 
     def _drop(self, path: str) -> None:
@@ -97,3 +99,9 @@ class Scratch:
 
 SCRATCH = Scratch(limit=0)
 """This process's own; off until a build turns it on."""
+
+
+def with_scratch(owner: str, limit: int, task: Callable[[T], R], item: T) -> R:
+    """Do a task with this process's scratch serving ``owner``, up to ``limit`` bytes."""
+    SCRATCH.start(owner, limit)
+    return task(item)

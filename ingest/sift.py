@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import IO
 
-from ingest.beginnings import open_whole
 from ingest.errors import IngestError, Reason, SeriesError
 from ingest.geometry import spacing_of
 from ingest.headers import Header, looks_like_dicom, quiet_pydicom, read_header
@@ -25,6 +24,7 @@ from ingest.ids import IdKey
 from ingest.listing import Source, find_sources
 from ingest.nifti import HEADER_BYTES, NiftiGrid, looks_like_nifti, read_grid
 from ingest.prefetch import in_order
+from ingest.readahead import open_whole
 from ingest.refs import FileRef, OpenFile, SourceProblem
 from ingest.series import Series
 from ingest.sources import open_sources

@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import IO
 
-from ingest.beginnings import Head, heads
 from ingest.errors import Reason
 from ingest.fetch import read_files
 from ingest.listing import Source, find_sources
+from ingest.readahead import FileHead, file_heads
 from ingest.refs import FileRef, Found, OpenFile, SourceProblem
 from ingest.streams import (
     BROKEN_STREAM,
@@ -49,14 +49,14 @@ def walk(raw: Sequence[str]) -> Iterator[Found]:
 
 def open_sources(sources: Iterable[Source | SourceProblem]) -> Iterator[Found]:
     """The files in ``sources``, archives opened, in that order."""
-    for head in heads(sources):
+    for head in file_heads(sources):
         if isinstance(head, SourceProblem):
             yield head
         else:
             yield from _open_head(head)
 
 
-def _open_head(head: Head) -> Iterator[Found]:
+def _open_head(head: FileHead) -> Iterator[Found]:
     """The file, or the members of the archive it is: content decides, the suffix breaks ties."""
     ref = FileRef(path=head.path, size=head.size)
     start, opener = head.data, opener_of(head.data)
@@ -82,7 +82,7 @@ def _is_tar(head: bytes, path: str) -> bool:
 
 
 def _guard(
-    head: Head, ref: FileRef, members: Callable[[IO[bytes], FileRef], Iterator[Found]]
+    head: FileHead, ref: FileRef, members: Callable[[IO[bytes], FileRef], Iterator[Found]]
 ) -> Iterator[Found]:
     """Turn a broken or bomb-like archive into one problem; the members before the damage stay."""
     empty = True

@@ -23,7 +23,6 @@ from ingest.groups import Group
 from ingest.intensity import hu_counts
 from ingest.lock import waiting_lock
 from ingest.memory import peak_bytes
-from ingest.scratch import SCRATCH
 from ingest.series import Series
 from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
 from ingest.volume import Volume
@@ -63,8 +62,6 @@ class GroupTask:
     excluded: ExcludedVoxels = NO_VOXELS
     refused: dict[str, Outcome] = field(default_factory=dict)
     """Series that are known to be copies of others, by key: they are not read again."""
-    scratch_bytes: int = 0
-    """Temporary disk space that a worker may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +77,6 @@ class SeriesTask:
     excluded: ExcludedVoxels = NO_VOXELS
     refused: Outcome | None = None
     """Where it is known to be a copy of another: it is not read again."""
-    scratch_bytes: int = 0
-    """Temporary disk space that a worker may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +200,6 @@ def series_tasks(task: GroupTask) -> list[SeriesTask]:
             preview=series.key in task.previews,
             excluded=task.excluded,
             refused=task.refused.get(series.key),
-            scratch_bytes=task.scratch_bytes,
         )
         for series in task.group.series
     ]
@@ -232,7 +226,6 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
     series = task.series
     if task.refused is not None:
         return FinishedSeries(outcome=task.refused)
-    SCRATCH.start(task.build_sha256, task.scratch_bytes)
     try:
         meta, hu, detail = make_sample(series, task.config, task.excluded)
         meta, label, label_outcome = _with_label(series, meta, task.config)

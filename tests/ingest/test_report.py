@@ -65,6 +65,7 @@ def sample(key, trainable=True):
         "shape_zyx": [40, 50, 60],
         "spacing_zyx_mm": [1.5, 1.5, 1.5],
         "trainable": trainable,
+        "labelled": False,
     }
 
 
@@ -286,7 +287,7 @@ def test_strip_is_true_to_scale():
 
 
 def test_montage_shows_every_volume_and_png_is_the_same_every_time():
-    sheet = montage([(f"k{n}", blocks(), (1.0, 1.0, 1.0)) for n in range(5)], side=60)
+    sheet = montage([(f"k{n}", blocks(), (1.0, 1.0, 1.0), None) for n in range(5)], side=60)
     assert png_bytes(sheet) == png_bytes(sheet.copy())
     again = Image.open(io.BytesIO(png_bytes(sheet)))
     assert again.size == sheet.size

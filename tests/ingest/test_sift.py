@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest import beginnings, sift
+from ingest import readahead, sift
 from ingest.errors import IngestError
 from ingest.prefetch import prefetch
 from ingest.scan import ScanConfig, scan
@@ -53,15 +53,15 @@ def test_threads_change_nothing(archive: Path, monkeypatch: pytest.MonkeyPatch) 
 
     alone = contents()
     threads: set[int] = set()
-    read = beginnings._head
+    read = readahead._head
 
     def watched(source: Any) -> Any:
         threads.add(threading.get_ident())
         return read(source)
 
-    monkeypatch.setattr(beginnings, "_head", watched)
-    monkeypatch.setattr(beginnings, "SLOW_S", 0.0)
-    monkeypatch.setattr(beginnings, "WATCHED_FILES", 2)
+    monkeypatch.setattr(readahead, "_head", watched)
+    monkeypatch.setattr(readahead, "SLOW_S", 0.0)
+    monkeypatch.setattr(readahead, "WATCHED_FILES", 2)
     assert contents() == alone
     assert len(threads) > 1
 
@@ -108,7 +108,7 @@ def test_a_scan_reads_heads_alone(
         raw = Counting(path, "r")
         return raw if buffering == 0 else io.BufferedReader(raw, buffering)
 
-    monkeypatch.setattr(beginnings, "open", counting_open, raising=False)
+    monkeypatch.setattr(readahead, "open", counting_open, raising=False)
     result = scan([str(tmp_path)], id_key, TINY)
     total = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert result.n_files == 24

@@ -36,7 +36,7 @@ LOCAL_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class FileHead:
     """A file's size and first bytes.
 
     Attributes:
@@ -69,7 +69,7 @@ class Head:
         return data
 
 
-def heads(sources: Iterable[Source | SourceProblem]) -> Iterator[Head | SourceProblem]:
+def file_heads(sources: Iterable[Source | SourceProblem]) -> Iterator[FileHead | SourceProblem]:
     """The head of each source, in order; a source that cannot be read is a problem.
 
     Raises:
@@ -86,7 +86,7 @@ def _is_far(source: Source | SourceProblem) -> bool:
     return isinstance(source, Source) and is_url(source.path)
 
 
-def _local_heads(sources: Iterator[Source | SourceProblem]) -> Iterator[Head | SourceProblem]:
+def _local_heads(sources: Iterator[Source | SourceProblem]) -> Iterator[FileHead | SourceProblem]:
     """One after the other, until files prove to be slow to open; by threads from then on."""
     while watched := list(itertools.islice(sources, WATCHED_FILES)):
         taken = 0.0
@@ -99,22 +99,22 @@ def _local_heads(sources: Iterator[Source | SourceProblem]) -> Iterator[Head | S
             yield from prefetch(_head, sources, LOCAL_THREADS, ahead=8 * LOCAL_THREADS)
 
 
-def _head(source: Source | SourceProblem) -> Head | SourceProblem:
+def _head(source: Source | SourceProblem) -> FileHead | SourceProblem:
     if isinstance(source, SourceProblem):
         return source
     path, size = source
     try:
         if size is not None:
-            return Head(path, size, read_range(path, 0, min(size, HEAD_BYTES)))
+            return FileHead(path, size, read_range(path, 0, min(size, HEAD_BYTES)))
         with open(path, "rb", buffering=0) as file:
-            return Head(path, os.fstat(file.fileno()).st_size, file.read(LOCAL_HEAD_BYTES))
+            return FileHead(path, os.fstat(file.fileno()).st_size, file.read(LOCAL_HEAD_BYTES))
     except OSError as exc:
         return unreadable(path, exc)
 
 
 def open_whole(path: str) -> IO[bytes]:
     """An archive that is read once more."""
-    return Head(path, object_size(path) if is_url(path) else 0, b"").open_archive()
+    return FileHead(path, object_size(path) if is_url(path) else 0, b"").open_archive()
 
 
 def read_whole(path: str, size: int) -> bytes:
