@@ -9,10 +9,13 @@ from jaxtyping import Float32, Int16, Int64
 from numpy import ndarray
 
 from ingest.errors import Reason, SeriesError
-from shards.schema import FILL_HU, HU_MAX, HU_MIN, HuStats
+from ingest.inner_body import is_inner_body
+from shards.schema import AIR_BELOW_HU, FILL_HU, HU_MAX, HU_MIN, HuStats
 
-AIR_BELOW_HU = -200
-"""Any patient lies in air, and skin, lung and bowel have voxels between; -200 is below all fat."""
+DENSE_FROM_HU = -200
+"""Matter: below all fat, above air and lung."""
+NO_AIR = "no_air"
+"""Flag: a small field inside the body; its tissues show that it is HU."""
 MIN_SHARE = 0.001
 """Least share of voxels in air and in matter: whole scans measured 0.38 to 0.91 air, a wrist in a
 wide field 0.009 matter, and images that are not HU no air at all."""
@@ -29,7 +32,9 @@ class _Measured:
     low: float
     high: float
     dense_share: float
-    """Of voxels at or above ``AIR_BELOW_HU``."""
+    """Of voxels at or above ``DENSE_FROM_HU``."""
+    air_share: float
+    """Of voxels below ``AIR_BELOW_HU``."""
     below_share: float
     """Of voxels below -1024."""
 
@@ -44,12 +49,15 @@ def fill_low(hu: Float32[ndarray, "z y x"]) -> Float32[ndarray, "z y x"]:
     return filled
 
 
-def check_hu(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
+def check_hu(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> tuple[str, ...]:
     """Refuse voxels that cannot be HU. Call before `fill_low`.
 
     Args:
         hu: as read, padding at -1024.
         padding_fraction: share of voxels that are padding, which counts as no air.
+
+    Returns:
+        Flags.
 
     Raises:
         SeriesError: blank, not HU, or implausible.
@@ -59,8 +67,8 @@ def check_hu(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
         raise SeriesError(Reason.BLANK, "all voxels are equal")
     _check_range(hu, found)
     if found.dense_share < MIN_SHARE:
-        raise SeriesError(Reason.BLANK, f"nothing but air: all below {AIR_BELOW_HU} HU")
-    _check_air(found, padding_fraction)
+        raise SeriesError(Reason.BLANK, f"nothing but air: all below {DENSE_FROM_HU} HU")
+    return () if _check_air(hu, found, padding_fraction) else (NO_AIR,)
 
 
 def check_range(hu: Float32[ndarray, "z y x"]) -> None:
@@ -72,28 +80,30 @@ def check_range(hu: Float32[ndarray, "z y x"]) -> None:
     _check_range(hu, _measure(hu))
 
 
-def check_air(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> None:
-    """Refuse voxels among which no air was measured.
+def check_air(hu: Float32[ndarray, "z y x"], padding_fraction: float) -> bool:
+    """Whether air was measured; refuse voxels without it, unless they are HU beyond doubt.
 
     Raises:
         SeriesError: not HU.
     """
-    _check_air(_measure(hu), padding_fraction)
+    return _check_air(hu, _measure(hu), padding_fraction)
 
 
 def _measure(hu: Float32[ndarray, "z y x"]) -> _Measured:
-    dense = below = 0
+    dense = air = below = 0
     lows, highs = [], []
     for plane in hu:
         lows.append(float(plane.min()))
         highs.append(float(plane.max()))
-        dense += int(np.count_nonzero(plane >= AIR_BELOW_HU))
+        dense += int(np.count_nonzero(plane >= DENSE_FROM_HU))
+        air += int(np.count_nonzero(plane < AIR_BELOW_HU))
         if lows[-1] < FILL_HU:
             below += int(np.count_nonzero(plane < FILL_HU))
     return _Measured(
         low=float(np.min(lows)),
         high=float(np.max(highs)),
         dense_share=dense / hu.size,
+        air_share=air / hu.size,
         below_share=below / hu.size,
     )
 
@@ -124,11 +134,15 @@ def _share_outside(hu: Float32[ndarray, ...], low: float, high: float) -> float:
     return count / hu.size
 
 
-def _check_air(found: _Measured, padding_fraction: float) -> None:
-    if 1 - found.dense_share - found.below_share - padding_fraction < MIN_SHARE:
-        raise SeriesError(
-            Reason.NOT_HU, f"no air: values from {found.low:.0f} to {found.high:.0f} are not HU"
-        )
+def _check_air(hu: Float32[ndarray, "z y x"], found: _Measured, padding_fraction: float) -> bool:
+    # Any patient lies in air; doubled or normalised values of a body reach -200, not this low.
+    if found.air_share - found.below_share - padding_fraction >= MIN_SHARE:
+        return True
+    if is_inner_body(hu):
+        return False
+    raise SeriesError(
+        Reason.NOT_HU, f"no air: values from {found.low:.0f} to {found.high:.0f} are not HU"
+    )
 
 
 def to_stored(

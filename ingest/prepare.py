@@ -58,7 +58,7 @@ class Prepared:
         hu_stats: over ``hu``.
         body_box_zyx: where ``hu`` lies in the resampled, uncropped grid.
         spacing_zyx_mm: of ``hu``.
-        flags: the volume's.
+        flags: the volume's, and what its voxels show.
         regrid_error_hu: the volume's.
     """
 
@@ -78,7 +78,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
     Raises:
         SeriesError: the voxels are no HU.
     """
-    check_hu(volume.hu, volume.padding_fraction)
+    found = check_hu(volume.hu, volume.padding_fraction)
     hu, affine = to_spl(volume.hu, volume.affine)
     original = Original(
         shape_zyx=_triple(hu.shape),
@@ -86,7 +86,7 @@ def prepare(volume: Volume, config: PrepareConfig) -> Prepared:
         orientation=orientation_code(volume.affine),
         geometry=volume.geometry,
     )
-    flags, regrid_error_hu = volume.flags, volume.regrid_error_hu
+    flags, regrid_error_hu = tuple(sorted({*volume.flags, *found})), volume.regrid_error_hu
     del volume  # a thin-slice series is 1 GiB: nothing may keep it for longer than needed
     hu, affine = _resample(hu, affine, config)
     spacing = spacing_of(affine) if config.spacing_zyx_mm is None else config.spacing_zyx_mm
