@@ -152,7 +152,6 @@ def _middle_slice(series: Series) -> Series:
     return replace(
         series,
         refs=(series.refs[index],),
-        frame_of_ref=series.frame_of_ref[index : index + 1],
         slice_of_ref=(0,),
         n_slices=1,
         regridding=None,

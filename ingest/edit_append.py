@@ -85,7 +85,9 @@ def append(
     with editing(job.out) as base:
         config = append_config(base, given, id_key)
         _check_exclusions(base, exclusions)
-        scanned = plan_build(raw, config, id_key, _ScanOnly(listener), exclusions)
+        scanned = plan_build(
+            raw, config, id_key, _ScanOnly(listener), exclusions, workers=job.workers
+        )
         arrivals = sort_out(scanned.found.series, base)
         plan = _plan_new(base, scanned, arrivals, config)
         listener.planned(plan.found, len(plan.groups))

@@ -30,7 +30,9 @@ class Arrivals:
 def sort_out(found: Sequence[Series], base: Base) -> Arrivals:
     """Which of the series found are new to the dataset, and which of its rows they replace."""
     forgotten = set(base.record.forgotten)
-    stored = set(base.dataset.keys())
+    samples = base.dataset.index.select(["key", "labelled"]).to_pylist()
+    stored = {row["key"] for row in samples}
+    labelled = {row["key"] for row in samples if row["labelled"]}
     rows: dict[str, list[Row]] = {}
     for row in base.series:
         rows.setdefault(row["series_id"], []).append(row)
@@ -43,7 +45,7 @@ def sort_out(found: Sequence[Series], base: Base) -> Arrivals:
             group = [_withdrawn(one) for one in group]
             series_id = one_way(series_id)
         left = rows.get(series_id, [])
-        unmatched, left = _unmatched(group, left, stored)
+        unmatched, left = _unmatched(group, left, stored, labelled)
         known += sum(one.n_files for one in group) - sum(one.n_files for one in unmatched)
         refused = [row for row in left if row["verdict"] == "refused"]
         # With fewer files than before it is no new verdict on them, but a further one.
@@ -55,16 +57,16 @@ def sort_out(found: Sequence[Series], base: Base) -> Arrivals:
 
 
 def _unmatched(
-    group: Sequence[Series], rows: Sequence[Row], stored: set[str]
+    group: Sequence[Series], rows: Sequence[Row], stored: set[str], labelled: set[str]
 ) -> tuple[list[Series], list[Row]]:
     """Pieces of a series that have no row, and the rows that have no piece."""
     unmatched: list[Series] = []
     left = list(rows)
     for one in sorted(group, key=lambda s: s.reason != Reason.OK):
-        same = next((row for row in left if _is_row_of(row, one)), None)
+        same = next((row for row in left if _is_row_of(row, one, labelled)), None)
         if same is None and one.reason == Reason.OK and one.key in stored:
             one = replace(one, reason=Reason.ALREADY_STORED, detail="", flags=())
-            same = next((row for row in left if _is_row_of(row, one)), None)
+            same = next((row for row in left if _is_row_of(row, one, labelled)), None)
         if same is None:
             unmatched.append(one)
         else:
@@ -72,7 +74,7 @@ def _unmatched(
     return unmatched, left
 
 
-def _is_row_of(row: Row, one: Series) -> bool:
+def _is_row_of(row: Row, one: Series, labelled: set[str]) -> bool:
     """Whether a scan would give this row again.
 
     Refusals by pixels are looked at again, but for copies: their original is stored.
@@ -80,7 +82,9 @@ def _is_row_of(row: Row, one: Series) -> bool:
     seen_by_scan = row["reason"] not in (Reason.OK, Reason.DUPLICATE_SERIES)
     reason = row["reason"] if seen_by_scan else Reason.OK
     same_key = row["key"] in (None, one.key)
-    return bool(row["n_files"] == one.n_files and reason == one.reason and same_key)
+    # The row of a labelled sample counts the label's files too.
+    files = row["n_files"] == one.n_files or (one.key in labelled and row["n_files"] > one.n_files)
+    return bool(files and reason == one.reason and same_key)
 
 
 def _withdrawn(one: Series) -> Series:

@@ -73,12 +73,15 @@ def one_way(identifier: str) -> str:
 
 
 def refused_subjects(series: Iterable[Series], rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Subjects for ``BuildRecord``, from series and their rows in the same order."""
-    return {
-        one.series_id: one.subject_id
-        for one, row in zip(series, rows, strict=True)
-        if row["verdict"] == "refused" and one.subject_id != one.series_id
-    }
+    """Subjects for ``BuildRecord``, from series and their rows; a label is its volume's subject."""
+    refused = {row["series_id"] for row in rows if row["verdict"] == "refused"}
+    subjects: dict[str, str] = {}
+    for one in series:
+        ids = [one.series_id] if one.label is None else [one.series_id, one.label.series_id]
+        for series_id in refused.intersection(ids):
+            if series_id != one.subject_id:
+                subjects[series_id] = one.subject_id
+    return subjects
 
 
 def read_record(dataset: Dataset) -> BuildRecord:

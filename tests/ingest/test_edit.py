@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -553,3 +554,50 @@ def test_a_change_while_another_process_writes_is_refused(out):
         forget(out, [subject_of(out, 1)])
     assert hashlib.sha256(repr(sorted(contents(out))).encode()).hexdigest() == before
     assert not (out / EDIT_FOLDER).exists()
+
+
+def test_labels_live_as_their_volumes_do(tmp_path):
+    """A labelled dataset is appended to, withdrawn from, compacted and merged like any other."""
+    affine = np.diag([6.0, 6.0, 6.0, 1.0])
+    (tmp_path / "raw").mkdir()
+    for name, seed in (("one", 21), ("two", 22)):
+        write_nifti(tmp_path / f"raw/{name}.nii.gz", Torso(seed=seed), (36, 38, 40), 6.0, -90.0)
+    images = sorted((tmp_path / "raw").iterdir())
+    for image, shape in ((images[0], None), (images[1], (5, 5, 5))):
+        stored = nibabel.load(image)
+        values = (np.asarray(stored.dataobj) > 0).astype(np.uint8)
+        if shape is not None:
+            values, stored = np.ones(shape, np.uint8), nibabel.Nifti1Image(values, affine)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        label = nibabel.Nifti1Image(values, stored.affine)
+        label.to_filename(tmp_path / "labels" / image.name)
+    key = tmp_path / "id.key"
+    key.write_text(KEY.key.hex())
+    out = tmp_path / "out"
+    flags = ["--id-key", str(key), "--workers", "1", "--spacing-mm", "6", "--min-slices", "8"]
+    args = ["build-shards", str(tmp_path / "raw"), str(out), "--labels", str(tmp_path / "labels")]
+    assert main([*args, *flags]) == 0
+    before = {sample.meta.key: sample for sample in Dataset.open(out)}
+    index = {row["key"]: row for row in Dataset.open(out).index.to_pylist()}
+    labelled = [name for name, row in index.items() if row["labelled"]]
+    assert len(before) == 2
+    assert labelled
+    assert whole(out).format_version == 2
+    assert not appended(tmp_path / "raw", out).changed
+    [gone] = [name for name in index if name != labelled[0]]
+    values = Dataset.open(out).label(labelled[0]).values
+    forget(out, [index[gone]["subject_id"]])
+    compact(out)
+    assert whole(out).format_version == 2
+    np.testing.assert_array_equal(Dataset.open(out).label(labelled[0]).values, values)
+    write_series_at(tmp_path / "more/p1", spec(1))
+    built(tmp_path / "more", tmp_path / "other")
+    merge([out, tmp_path / "other"], tmp_path / "merged")
+    assert whole(tmp_path / "merged").totals.samples == 2
+    np.testing.assert_array_equal(
+        Dataset.open(tmp_path / "merged").label(labelled[0]).values, values
+    )
+    compacted = forget(out, [index[labelled[0]]["subject_id"]])
+    assert compacted.samples == 1
+    compact(out)
+    assert Dataset.open(out).manifest.format_version == 1
