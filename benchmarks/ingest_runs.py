@@ -15,9 +15,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from ingest.allocator import keep_freed_memory
 
 SPACING_MM = 1.5
 
@@ -30,23 +32,32 @@ class Timing:
         wall_s: from the first process's start to the last result.
         work_s: the same without the start of processes and their imports.
         cpu_s: user and system time of all its processes.
+        work_cpu_s: the same without their start.
         stored_bytes: what it wrote, 0 where it writes nothing.
     """
 
     wall_s: float
     work_s: float
     cpu_s: float
+    work_cpu_s: float
     stored_bytes: int = 0
 
 
-def run_ingest(folders: Sequence[Path], out: Path, cores: int, startup_s: float) -> Timing:
+def run_ingest(
+    folders: Sequence[Path],
+    out: Path,
+    cores: int,
+    startup: Timing | None = None,
+    flags: Sequence[str] = (),
+) -> Timing:
     """``ingest build-shards`` with its default settings.
 
     Args:
         folders: series, one folder each.
         out: made anew.
         cores: worker processes.
-        startup_s: what the same command takes for an archive of next to nothing.
+        startup: the same command with an archive of next to nothing.
+        flags: further ones.
     """
     shutil.rmtree(out, ignore_errors=True)
     key = out.with_name("id.key")
@@ -54,7 +65,7 @@ def run_ingest(folders: Sequence[Path], out: Path, cores: int, startup_s: float)
     command = [
         *(sys.executable, "-c", "import sys; from ingest.cli import main; sys.exit(main())"),
         *("build-shards", *map(str, folders), str(out)),
-        *("--workers", str(cores), "--id-key", str(key), "--min-slices", "2", "--json"),
+        *("--workers", str(cores), "--id-key", str(key), "--min-slices", "2", "--json", *flags),
     ]
     with _Clock() as clock:
         done = subprocess.run(command, check=True, capture_output=True)
@@ -63,8 +74,9 @@ def run_ingest(folders: Sequence[Path], out: Path, cores: int, startup_s: float)
         raise RuntimeError(f"ingest made {result['samples']} samples of {len(folders)} series")
     return Timing(
         wall_s=clock.wall_s,
-        work_s=clock.wall_s - startup_s,
+        work_s=clock.wall_s - (startup.wall_s if startup else 0.0),
         cpu_s=clock.cpu_s,
+        work_cpu_s=clock.cpu_s - (startup.cpu_s if startup else 0.0),
         stored_bytes=result["shard_bytes"],
     )
 
@@ -89,9 +101,7 @@ def run_peer(folders: Sequence[Path], out: Path, cores: int) -> Timing:
     if len(list(out.glob("*/cache/*.pt"))) != len(folders):
         raise RuntimeError("the peer did not cache every series")
     shutil.rmtree(out)
-    return Timing(
-        wall_s=timing.wall_s, work_s=timing.work_s, cpu_s=timing.cpu_s, stored_bytes=stored
-    )
+    return replace(timing, stored_bytes=stored)
 
 
 class _Clock:
@@ -102,16 +112,16 @@ class _Clock:
 
     def __enter__(self) -> _Clock:
         self._began = time.perf_counter()
-        self._cpu = _children_s()
+        self._cpu = _used_s(resource.RUSAGE_CHILDREN)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wall_s = time.perf_counter() - self._began
-        self.cpu_s = _children_s() - self._cpu
+        self.cpu_s = _used_s(resource.RUSAGE_CHILDREN) - self._cpu
 
 
-def _children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+def _used_s(who: int) -> float:
+    used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime
 
 
@@ -122,15 +132,24 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(cores + 1)
     with _Clock() as clock, ProcessPoolExecutor(cores, context, _start, (prepare, barrier)) as pool:
-        results = pool.map(work, items)
+        results = pool.map(functools.partial(_cpu_of, work), items)
         barrier.wait()
         began = time.perf_counter()
-        list(results)
+        work_cpu_s = sum(results)
         work_s = time.perf_counter() - began
-    return Timing(wall_s=clock.wall_s, work_s=work_s, cpu_s=clock.cpu_s)
+    return Timing(wall_s=clock.wall_s, work_s=work_s, cpu_s=clock.cpu_s, work_cpu_s=work_cpu_s)
+
+
+def _cpu_of(work: Callable[[Any], None], item: Any) -> float:
+    """Processor time of ``work``, and of the programs it runs."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    before = sum(map(_used_s, who))
+    work(item)
+    return sum(map(_used_s, who)) - before
 
 
 def _start(prepare: Callable[[], None], barrier: Any) -> None:
+    keep_freed_memory()  # the same allocator for everybody
     prepare()
     barrier.wait()
 
