@@ -183,7 +183,8 @@ while got < 40:
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert errors == [""] * 3
-    assert not (tmp_path / "out").exists()
+    # The folder itself may stay, empty: one run came while another was about to remove it.
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_lock_leaves_a_folder_as_it_was(tmp_path):
