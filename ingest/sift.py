@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_FILES = 500
 """Files that a process reads before it reports."""
-PARALLEL_FILES = 10_000
+PARALLEL_FILES = 20_000
 PARALLEL_ARCHIVE_BYTES = 256 << 20
 """With fewer files, and less in several archives, processes take longer to start than they save."""
 TOLD_EVERY = 100
