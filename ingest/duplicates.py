@@ -152,6 +152,7 @@ def _middle_slice(series: Series) -> Series:
     return replace(
         series,
         refs=(series.refs[index],),
+        frame_of_ref=(series.frame_of_ref[index],),
         slice_of_ref=(0,),
         n_slices=1,
         regridding=None,
