@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from pydicom.uid import JPEGLosslessSV1, generate_uid
 SOURCE = Path("lidc-idri/LIDC-IDRI-0001.tar.bz2")
 """133 slices of 512 x 512, below the folder of real CT."""
 KINDS = ("raw", "jpeg_lossless")
+_RESCALE = ("RescaleSlope", "RescaleIntercept", "PixelRepresentation")
 
 
 def make_inputs(ct_data: Path, folder: Path, series: int) -> dict[str, list[Path]]:
@@ -21,17 +24,16 @@ def make_inputs(ct_data: Path, folder: Path, series: int) -> dict[str, list[Path
     Args:
         ct_data: folder of real CT.
         folder: where to write.
-        series: how many, each with ids of its own, so that none is a duplicate of another.
+        series: how many.
     """
     made = {kind: [folder / kind / f"{n:02d}" for n in range(series)] for kind in KINDS}
-    missing = [path for paths in made.values() for path in paths if not path.exists()]
-    if missing:
-        raw = _unpack(ct_data / SOURCE, folder / "source")
-        packed = [_transcode(path, folder / "source-jpeg" / path.name) for path in raw]
-        for kind, files in zip(KINDS, (raw, packed), strict=True):
-            for number, path in enumerate(made[kind]):
-                if path in missing:
-                    _copy_series(files, path, f"{kind} {number}")
+    if not all(path.exists() for paths in made.values() for path in paths):
+        source = _unpack(ct_data / SOURCE, folder / "source")
+        for number, (raw, packed) in enumerate(
+            zip(made["raw"], made["jpeg_lossless"], strict=True)
+        ):
+            write_copy(source, raw, number)
+            transcode(raw, packed)
     return made
 
 
@@ -56,15 +58,51 @@ def _write_members(tar: tarfile.TarFile, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _transcode(path: Path, out: Path) -> Path:
-    """``path`` as JPEG lossless (1.2.840.10008.1.2.4.70), made by GDCM, checked to be the same.
+def write_copy(files: list[Path], folder: Path, number: int) -> None:
+    """``files`` as another patient's series in ``folder``.
+
+    A row in the middle of each slice differs: equal volumes would be refused as duplicates.
+    """
+    with _whole(folder) as draft:
+        for path in files:
+            dataset = pydicom.dcmread(path)
+            pixels = dataset.pixel_array.copy()
+            pixels[len(pixels) // 2] += number
+            dataset.PixelData = pixels.tobytes()
+            dataset.PatientID = f"patient {number}"
+            dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(number)])
+            dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", str(number)])
+            dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(number), path.name])
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.save_as(draft / path.name)
+
+
+def transcode(source: Path, folder: Path) -> None:
+    """The files of ``source`` as JPEG lossless (1.2.840.10008.1.2.4.70), made by GDCM.
 
     Raises:
-        RuntimeError: GDCM failed, or its file decodes to other values.
+        RuntimeError: GDCM failed, or a file decodes to other values.
     """
+    with _whole(folder) as draft:
+        for path in sorted(source.iterdir()):
+            _transcode(path, draft / path.name)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder that becomes ``folder`` when it is complete."""
+    shutil.rmtree(folder, ignore_errors=True)
+    draft = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    draft.rename(folder)
+
+
+def _transcode(path: Path, out: Path) -> None:
+    """One file; what it decodes to is checked."""
     import gdcm
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     if not reader.Read():
@@ -86,22 +124,3 @@ def _transcode(path: Path, out: Path) -> Path:
     same_rescale = all(before[name].value == after[name].value for name in _RESCALE)
     if not same_rescale or not np.array_equal(before.pixel_array, after.pixel_array):
         raise RuntimeError(f"{out}: does not decode to the values of {path}")
-    return out
-
-
-_RESCALE = ("RescaleSlope", "RescaleIntercept", "PixelRepresentation")
-
-
-def _copy_series(files: list[Path], folder: Path, name: str) -> None:
-    """``files`` as another patient's series in ``folder``."""
-    draft = folder.with_name(f"{folder.name}.part")
-    draft.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        dataset = pydicom.dcmread(path)
-        dataset.PatientID = name
-        dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study", name])
-        dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", name])
-        dataset.SOPInstanceUID = generate_uid(entropy_srcs=["image", name, path.name])
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.save_as(draft / path.name)
-    draft.rename(folder)
