@@ -77,6 +77,10 @@ def attach_labels(
         except SeriesError as exc:
             refused.append(_refused(label, exc) if sound else label.row)
             continue
+        # Of the volume's patient: what is forgotten of one is forgotten of the other.
+        whose = rows[number]
+        own = replace(label.row, subject_id=whose.subject_id, study_id=whose.study_id)
+        label = replace(label, row=own)
         if sound:
             found.setdefault(number, []).append(label)
         else:

@@ -234,6 +234,34 @@ def test_a_label_that_fails_at_its_pixels_costs_the_volume_nothing(tmp_path, cap
     assert verify(tmp_path / "out").problems == []
 
 
+def test_labels_are_forgotten_with_their_patient(archive, tmp_path, capsys):
+    labels = tmp_path / "labels"
+    shutil.copytree(archive / "segs", labels)
+    seg = pydicom.dcmread(labels / "liver.dcm")
+    seg.ContentDescription = "ANOTHER"
+    seg.save_as(labels / "second.dcm")  # two for one volume: both are refused
+    out = tmp_path / "out"
+    assert build([archive / "dicom", archive / "imagesTr"], out, labels, archive / "labelsTr") == 0
+    before = [row for row in rows(out) if row["reason"] == "label_ambiguous"]
+    assert len(before) == 2
+    index = Dataset.open(out).index.to_pylist()
+    (subject,) = {row["subject_id"] for row in index if not row["labelled"]} & {
+        row["subject_id"] for row in index if row["key"] in _dicom_keys(out)
+    }
+    assert main(["forget", str(out), "--subject", subject]) == 0
+    gone = [row for row in rows(out) if row["reason"] == "withdrawn"]
+    assert sum(row["n_files"] for row in gone) == 14 + 2
+    assert not {row["series_id"] for row in before} & {row["series_id"] for row in rows(out)}
+    assert verify(out).problems == []
+    assert main(["compact", str(out)]) == 0
+    assert verify(out).problems == []
+    assert sum(Dataset.open(out).index["labelled"].to_pylist()) == 1
+
+
+def _dicom_keys(out):
+    return {row["key"] for row in rows(out) if row["source_kind"] == "dicom"}
+
+
 @pytest.mark.parametrize(
     ("values", "detail"),
     [
