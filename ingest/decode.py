@@ -17,6 +17,7 @@ compression the two are as far off, 4.47 and 4.46 HU, so neither is wrong.
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
 from typing import Any
 
@@ -50,7 +51,11 @@ _PLUGIN = {
     uid.JPEGLSNearLossless: "pyjpegls",
     uid.RLELossless: "pylibjpeg",
 }
-_JPEG_END = b"\xff\xd9"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+"""Markers before precision, rows and columns (T.81 B.2.2; 0xF7 is JPEG-LS, T.87 C.2.2)."""
+_J2K_START = b"\xff\x4f\xff\x51"
+"""Start of codestream and of its size segment (T.800 A.5.1)."""
 _IMAGE_PIXEL = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -85,6 +90,7 @@ def decode_frame(dataset: Any, frame: int, flags: set[str]) -> Num[ndarray, "row
     if _is_raw(dataset):
         flags.add(RAW_AFTER_ALL)
         return _plain(dataset, frame, "<")
+    _check_matrix(_stream(dataset, frame), dataset)
     try:
         return _compressed(dataset, frame, syntax)
     except (MemoryError, KeyboardInterrupt, SystemExit):
@@ -152,6 +158,38 @@ def _compressed(dataset: Any, frame: int, syntax: str) -> Num[ndarray, "rows col
         stored = stored.view(f"i{stored.dtype.itemsize}")
     bits = min(int(dataset.BitsStored), int(stream.get("precision") or 16))
     return _unused_bits(stored, dataset, bits)
+
+
+def _check_matrix(stream: bytes, dataset: Any) -> None:
+    """Refuse a stream of another matrix than the header's: decoders allocate what it claims.
+
+    Raises:
+        ValueError: it is of another one.
+    """
+    stated = _matrix_of(stream)
+    if stated is not None and stated != (int(dataset.Rows), int(dataset.Columns)):
+        raise ValueError(f"a stream of {stated[0]} x {stated[1]} pixels")
+
+
+def _matrix_of(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream states; None for other streams."""
+    at = stream.find(_J2K_START)
+    if at >= 0 and (at == 0 or stream[:4] == bytes(3) + b"\x0c"):
+        if len(stream) < at + 24:
+            return None
+        x, y, x0, y0 = struct.unpack_from(">4L", stream, at + 8)
+        return y - y0, x - x0
+    if stream[:2] != _JPEG_START:
+        return None
+    at = 2
+    while at + 9 <= len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in _FRAME_HEADERS:
+            rows, columns = struct.unpack_from(">HH", stream, at + 5)
+            return rows, columns
+        # 0xFF may be repeated before a marker; else a segment's length counts itself.
+        filler = stream[at + 1] == 0xFF
+        at += 1 if filler else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None
 
 
 def _check_end(stream: bytes) -> None:

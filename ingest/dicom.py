@@ -66,7 +66,7 @@ def _read_slices(
     series: Series, shape: tuple[int, int, int], flags: set[str]
 ) -> tuple[Float32[ndarray, "z y x"], int]:
     """HU of all slices as stored, and how many pixels were padding."""
-    hu: Float32[ndarray, "z y x"] = np.empty(shape, np.float32)
+    hu: Float32[ndarray, "z y x"] | None = None
     filled: set[int] = set()
     padded = 0
     planes: dict[FileRef, list[tuple[int, int]]] = {}
@@ -78,6 +78,8 @@ def _read_slices(
             frames, numbers = zip(*planes[ref], strict=True)
             decoded = decode_file(data, frames, shape[1:], flags)
             for number, (plane, padding) in zip(numbers, decoded, strict=True):
+                if hu is None:  # not before: a header may claim what no decoder finds
+                    hu = np.empty(shape, np.float32)
                 if number not in filled:
                     filled.add(number)
                     hu[number] = plane
@@ -87,6 +89,7 @@ def _read_slices(
                 else:
                     detail = "different images at the same position"
                     raise SeriesError(Reason.DUPLICATE_POSITIONS, detail)
+    assert hu is not None
     return hu, padded
 
 

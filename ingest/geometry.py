@@ -16,6 +16,9 @@ AXIS_TOLERANCE = 1e-4
 """Direction cosines this near to an axis are that axis: 0.05 mm over a 500 mm field of view."""
 SPACING_RANGE_MM = (0.05, 20.0)
 """No whole-body CT has voxels outside this: a header in metres or micrometres gives itself away."""
+MAX_SIDE_MM = 3000.0
+"""No CT table moves further, and no field of view is near it: what is longer has wrong spacings,
+and resampling it would take all memory."""
 SPL_IN_RAS = np.array([[0.0, 0.0, 1.0], [0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
 """Rows are the unit vectors S, P, L in RAS."""
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -67,6 +70,12 @@ def plausible_spacing(spacing_mm: tuple[float, ...]) -> bool:
     """Whether every spacing is one that CT has."""
     low, high = SPACING_RANGE_MM
     return all(low <= spacing <= high for spacing in spacing_mm)
+
+
+def plausible_extent(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> bool:
+    """Whether a person, or a part of one, can have these sides."""
+    sides = (n * spacing for n, spacing in zip(shape, spacing_mm, strict=True))
+    return all(side <= MAX_SIDE_MM for side in sides)
 
 
 def is_orthogonal(affine: Float64[ndarray, "4 4"]) -> bool:

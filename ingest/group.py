@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ingest.errors import Reason
-from ingest.geometry import plausible_spacing
+from ingest.geometry import plausible_extent, plausible_spacing
 from ingest.headers import Header
 from ingest.heads import body_part_is_head
 from ingest.ids import IdKey
@@ -199,6 +199,8 @@ def _volume(
     flags = {*kernel_flags, *(["phase", phase] if phase else [])}.union(*map(type_flags, members))
     pixel_spacing = (first.pixel_spacing[0], first.pixel_spacing[1])
     grid = _grid_of(stack, pixel_spacing, (first.rows, first.columns))
+    if reason is Reason.OK and not plausible_extent(grid["shape_zyx"], grid["spacing_zyx_mm"]):
+        reason, detail = Reason.IMPLAUSIBLE_SPACING, "longer than any person"
     thickness = bounded(first.slice_thickness, SLICE_MM_RANGE)
     named = (sop_class, *piece.plane, orientation, *([phase] if phase else []))
     return replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from ingest.frames import Frame, frames_of
 from ingest.front import Front, read_front, wanted_elements
 from ingest.sources import FileRef
+from ingest.streams import MAX_RATIO
 
 PHASE_TAGS = (
     "TemporalPositionIdentifier", "TemporalPositionIndex", "TemporalPositionTimeOffset",
@@ -43,6 +45,10 @@ _TAGS = [
 ]  # fmt: skip
 _WANTED = wanted_elements(_TAGS)
 _PREAMBLE_BYTES = 132
+_META_BYTES = 4096
+"""The transfer syntax stands in the first of these."""
+_BLOCK_BYTES, _SMALL_BYTES = 1 << 20, 64 << 20
+"""Inflated at a time; and what any deflated file may expand to."""
 _PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 """PixelData, FloatPixelData, DoubleFloatPixelData."""
 _PIXEL_VRS = (b"OW", b"OB", b"UN", b"OF", b"OD")
@@ -142,6 +148,7 @@ def read_dataset(stream: IO[bytes], *, header_only: bool) -> FileDataset:
     Raises:
         Exception: pydicom raises an open family of errors on garbage.
     """
+    _check_inflation(stream)
     dataset = pydicom.dcmread(
         stream,
         force=True,
@@ -158,6 +165,33 @@ def read_dataset(stream: IO[bytes], *, header_only: bool) -> FileDataset:
             else (uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian)
         )
     return dataset
+
+
+def _check_inflation(stream: IO[bytes]) -> None:
+    """Refuse a deflated data set that expands like a bomb, for pydicom inflates it all at once.
+
+    Raises:
+        ValueError: it does.
+        zlib.error: it is damaged.
+    """
+    start = stream.tell()
+    front = stream.read(_META_BYTES)
+    stream.seek(start)
+    if uid.DeflatedExplicitVRLittleEndian.encode() not in front:
+        return
+    packed = stream.read()
+    stream.seek(0)
+    pydicom.filereader.read_preamble(stream, force=True)
+    pydicom.filereader._read_file_meta_info(stream)
+    begin = stream.tell()
+    stream.seek(start)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    left, data = max(_SMALL_BYTES, MAX_RATIO * len(packed)), packed[begin - start :]
+    while data and not inflater.eof:
+        left -= len(inflater.decompress(data, _BLOCK_BYTES))
+        data = inflater.unconsumed_tail
+        if left < 0:
+            raise ValueError("the deflated data set expands beyond the limits")
 
 
 def read_header(ref: FileRef, stream: IO[bytes], size: int) -> Header:

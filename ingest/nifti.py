@@ -5,6 +5,7 @@ NIfTI stores (x, y, z) with x fastest and an affine to RAS; both are turned into
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from ingest.geometry import (
     UNIT_TOLERANCE,
     is_oblique,
     is_orthogonal,
+    plausible_extent,
     plausible_spacing,
     spacing_of,
 )
@@ -119,7 +121,7 @@ def stored_voxels(data: bytes) -> tuple[Shaped[ndarray, "z y x"], float, float, 
         SeriesError: as `read_grid`.
     """
     header, grid = _judge(data[:HEADER_BYTES], len(data))
-    count, start = int(np.prod(grid.stored_shape_zyx)), int(header["vox_offset"])
+    count, start = math.prod(grid.stored_shape_zyx), int(header["vox_offset"])
     stored = np.frombuffer(data, header.get_data_dtype(), count, start)
     # Fortran (x, y, z) is C (z, y, x)
     return stored.reshape(grid.stored_shape_zyx), *_scaling(header), grid
@@ -158,7 +160,7 @@ def _grid(header: Any, size: int) -> NiftiGrid:
     start = float(header["vox_offset"])
     if not start >= NIFTI1_BYTES:
         raise SeriesError(Reason.UNREADABLE_FILE, "the voxels cannot be where the header says")
-    end = start + float(np.prod(shape)) * dtype.itemsize
+    end = start + float(math.prod(shape)) * dtype.itemsize
     if end > size:
         raise SeriesError(Reason.TRUNCATED_FILE, f"ends {end - size:.0f} bytes too early")
     affine = _affine(header, shape)[:, [2, 1, 0, 3]]
@@ -167,6 +169,8 @@ def _grid(header: Any, size: int) -> NiftiGrid:
         grid = _upright(grid)
     if not plausible_spacing(spacing_of(grid.affine)):
         raise SeriesError(Reason.IMPLAUSIBLE_SPACING, "the voxel spacing is none that CT has")
+    if not plausible_extent(grid.shape_zyx, spacing_of(grid.affine)):
+        raise SeriesError(Reason.IMPLAUSIBLE_SPACING, "longer than any person")
     return grid
 
 

@@ -11,7 +11,8 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, cast
+from contextlib import contextmanager
+from typing import IO, Literal, cast
 
 SPOOL_BYTES = 64 << 20
 """Members up to this size stay in memory, larger ones go to a temporary file."""
@@ -22,6 +23,17 @@ MAX_RATIO = 200
 """Expansion above this is a bomb: CT packs 2 to 5 fold; only constant data packs 1000 fold."""
 RATIO_FLOOR_BYTES = 1 << 30
 """Small archives of constant data (label maps) may expand as they like, up to this."""
+MAX_TAR_HEADER_BYTES = 1 << 20
+"""Of a long name or an extended header: the longest path of a file system has 4096."""
+_TAR_HEADER_TYPES = frozenset(
+    {
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    }
+)
 HEAD_BYTES = 512
 """Enough to tell a tar (its magic is at 257) and a DICOM file (at 128)."""
 BLOCK_BYTES = 1 << 20
@@ -138,7 +150,7 @@ def tar_members(
     file: IO[bytes],
 ) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:
     """(number, header, bytes) of each member in stream order; no bytes for folders and links."""
-    with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictTarInfo) as archive:
+    with _open_tar(file, "r|") as archive:
         yield from _members(archive)
 
 
@@ -151,7 +163,7 @@ def plain_tar_members(
         file: the archive.
         size: its bytes; a member that would end beyond them is damage, as if it had been read.
     """
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo) as archive:
+    with _open_tar(file, "r:") as archive:
         for index, info, stream in _members(archive):
             if stream is not None and not info.issparse() and info.offset_data + info.size > size:
                 raise tarfile.ReadError("unexpected end of data")
@@ -162,7 +174,7 @@ def _members(
     archive: tarfile.TarFile,
 ) -> Iterator[tuple[int, tarfile.TarInfo, IO[bytes] | None]]:
     index = 0
-    while (info := archive.next()) is not None:
+    while (info := _next(archive)) is not None:
         archive.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte of each
         stream = archive.extractfile(info) if info.isfile() else None
         if stream is None:
@@ -173,8 +185,38 @@ def _members(
         index += 1
 
 
+def _open_tar(file: IO[bytes], mode: Literal["r|", "r:"]) -> tarfile.TarFile:
+    """Also reads the first header."""
+    with _finite_headers():
+        return tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictTarInfo)
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _finite_headers():
+        return archive.next()
+
+
+@contextmanager
+def _finite_headers() -> Iterator[None]:
+    """Tarfile calls itself for each further header of the same member."""
+    try:
+        yield
+    except RecursionError as exc:
+        raise tarfile.ReadError("headers without end") from exc
+
+
 class _StrictTarInfo(tarfile.TarInfo):
-    """Makes a damaged header an error: tarfile itself silently ends the archive there."""
+    """Makes a damaged header an error: tarfile itself silently ends the archive there.
+
+    So is a long name or an extended header that is too long: they are read into memory.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _TAR_HEADER_TYPES and info.size > MAX_TAR_HEADER_BYTES:
+            raise tarfile.InvalidHeaderError("the name is too long")  # type: ignore[attr-defined]
+        return info
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:

@@ -23,6 +23,10 @@ _NOT_SLICES = {
 }  # fmt: skip
 _OTHER_QUANTITIES = {"PERFUSION"}
 """Values of ImageType whose pixels are no attenuation (PS3.3 C.8.16.1.3)."""
+SMALL_BYTES = 64 << 20
+MAX_EXPANSION = 1000
+"""A frame of this many bytes is decoded whatever its file's size, a larger one only from a file
+that is no smaller than this share of it: no slice but a blank one packs 100 fold."""
 _REFORMATS = ("REFORMATTED", "MPR", "AVERAGE")
 _AXIAL_COSINE = 0.7
 """Slices leaning more than 45 degrees are coronal or sagittal; gantries lean 30 at most."""
@@ -93,6 +97,9 @@ def _pixel_verdict(header: Header) -> tuple[Reason, str] | None:
         return Reason.UNSUPPORTED_TRANSFER_SYNTAX, "the pixel data's compression is not supported"
     if header.pixel_bytes_missing > 0:
         return Reason.TRUNCATED_FILE, f"its pixel data is {header.pixel_bytes_missing} bytes short"
+    claimed = 2 * header.rows * header.columns * header.frames
+    if claimed > SMALL_BYTES and claimed > MAX_EXPANSION * header.ref.size:
+        return Reason.ARCHIVE_LIMIT, "its header claims more pixels than its bytes can hold"
     if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
         return Reason.NOT_GREYSCALE, "a colour image"
     return None
