@@ -9,11 +9,12 @@ RAW ?=
 STEPS ?= 12
 PYTEST_ARGS ?=
 CT_DATA ?= ../shared/data/ct
+FUZZ_CASES ?= 12000
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scan golden golden-table soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scan golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
 	@echo "make golden           write the golden shard again (only with a new format version)"
 	@echo "make golden-table     the verdict on every real file again (CT_DATA=/folder); look at the diff"
+	@echo "make fuzz             12,000 damaged inputs through scan and build (FUZZ_CASES=n), and a record"
 	@echo "make clean            remove the environment and runs/demo"
 
 $(READY): pyproject.toml constraints.txt
@@ -70,6 +72,9 @@ bench-ingest: $(READY)
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES) --record tests/fuzz/last_run.json
 
 golden-table: $(READY)
 	$(BIN)/python -m tests.ingest.make_golden_table $(CT_DATA)
