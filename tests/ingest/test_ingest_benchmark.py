@@ -5,7 +5,7 @@ import pytest
 from pydicom.uid import JPEGLosslessSV1
 
 from benchmarks.ingest import TARGETS, summarise
-from benchmarks.ingest_inputs import _copy_series, _transcode
+from benchmarks.ingest_inputs import transcode, write_copy
 from benchmarks.ingest_runs import Timing, run_ingest, run_limit
 from ingest.testing import SeriesSpec, write_dicom_series
 
@@ -16,10 +16,12 @@ SPEC = SeriesSpec(patient=1, slices=8, side=64, pixel_mm=6.0, gap_mm=5.0)
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     files = write_dicom_series(folder / "source", SPEC)
-    packed = [_transcode(path, folder / "packed" / path.name) for path in files]
-    _copy_series(packed, folder / "a", "a")
-    _copy_series(packed, folder / "b", "b")
-    return [folder / "a", folder / "b"]
+    made = []
+    for number in range(2):
+        write_copy(files, folder / f"raw-{number}", number)
+        transcode(folder / f"raw-{number}", folder / f"packed-{number}")
+        made.append(folder / f"packed-{number}")
+    return made
 
 
 def test_inputs_are_jpeg_lossless_under_ids_of_their_own(folders):
