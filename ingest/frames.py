@@ -45,11 +45,10 @@ class Frame:
 
 def frames_of(dataset: Any) -> list[Frame]:
     """Each frame; empty unless every frame has its own functional groups."""
-    count = int(dataset.get("NumberOfFrames") or 1)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-    if not len(groups) or len(groups) != count:
+    if not len(groups) or len(groups) != int(dataset.get("NumberOfFrames") or 1):
         return []
-    return [Frame(dataset, number) for number in range(count)]
+    return [Frame(dataset, number) for number in range(len(groups))]
 
 
 def _groups(dataset: Any, keyword: str, number: int) -> list[Any]:

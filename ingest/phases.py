@@ -36,6 +36,8 @@ def split_phases(members: Sequence[Header], slice_of: Sequence[int]) -> list[lis
     numbered = list(zip(members, slice_of, strict=True))
     for tag in range(len(PHASE_TAGS)):
         labels = sorted({header.phase[tag] for header in members}, key=_in_time)
+        if not all(labels):
+            continue  # what only some files state sorts nothing
         parts = [[pair for pair in numbered if pair[0].phase[tag] == label] for label in labels]
         if len(parts) == n_parts and _all_whole(parts, n_slices):
             return [_spatial(part) for part in parts]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ingest.dicom import decode_slice
+from ingest.dicom import decode_file
 from ingest.errors import Reason, SeriesError
 from ingest.geometry import orientation_code
 from ingest.headers import quiet_pydicom
@@ -49,14 +49,15 @@ def make_table(data: Path) -> list[Row]:
     for series in found:
         row = describe(series, data)
         if series.reason is Reason.TOO_FEW_SLICES:
-            row["at_min_slices_2"] = _short(again[_identity(series)])
+            parts = [_short(part) for part in again if _files(part) <= _files(series)]
+            row["at_min_slices_2"] = parts[0] if len(parts) == 1 else _phases(parts)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["first"], row["reason"]))
 
 
 def describe(series: Series, data: Path) -> Row:
     """What ingest makes of one series."""
-    paths = Counter(str(Path(ref.path).relative_to(data)) for ref in series.refs)
+    paths = Counter(str(Path(ref.path).relative_to(data)) for ref in set(series.refs))
     row: Row = {
         "first": min(_name(ref, data) for ref in series.refs),
         "files": dict(sorted(paths.items())),
@@ -82,12 +83,12 @@ def _verdict(series: Series) -> Row:
 def _pixels(series: Series) -> Row:
     """The volume as it is stored before any resampling: turned, filled, rounded, clipped."""
     volume = read_series(series)
-    check_hu(volume.hu, volume.padding_fraction)
+    found = check_hu(volume.hu, volume.padding_fraction)
     hu, affine = to_spl(volume.hu, volume.affine)
     stored, clipped = to_stored(fill_low(hu))
     stats = hu_stats(stored, clipped)
     return {
-        "flags": sorted({*series.flags, *volume.flags}),
+        "flags": sorted({*series.flags, *volume.flags, *found}),
         "orientation": orientation_code(volume.affine),
         "shape_zyx": list(stored.shape),
         "affine": np.round(affine[:3], 4).tolist(),
@@ -99,31 +100,40 @@ def _pixels(series: Series) -> Row:
     }
 
 
-def _rescanned(found: Sequence[Series]) -> dict[frozenset[tuple[str, int]], Series]:
-    """Short series by their files, judged as if two slices were enough."""
+def _rescanned(found: Sequence[Series]) -> list[Series]:
+    """Short series judged as if two slices were enough; one may come apart into phases."""
     short = [series for series in found if series.reason is Reason.TOO_FEW_SLICES]
     paths = sorted({ref.path for series in short for ref in series.refs})
-    return {_identity(series): series for series in scan(paths, KEY, FEW).series}
+    wanted = frozenset().union(*map(_files, short))
+    again = [series for series in scan(paths, KEY, FEW).series if _files(series) <= wanted]
+    return sorted(again, key=lambda series: sorted(_files(series)))
 
 
-def _identity(series: Series) -> frozenset[tuple[str, int]]:
+def _files(series: Series) -> frozenset[tuple[str, int]]:
     return frozenset((ref.path, ref.index) for ref in series.refs)
+
+
+def _phases(parts: Sequence[Row]) -> Row:
+    """What all phases of a short series share, and each of them."""
+    [reason] = {part["reason"] for part in parts}
+    return {"reason": reason, "phases": list(parts)}
 
 
 def _short(series: Series) -> Row:
     """The verdict on a short series; of single slices, what each decodes to."""
     if series.reason is not Reason.TOO_FEW_SLICES:
         return _verdict(series)
-    return {"reason": str(series.reason), "slices": [_slice(ref, series) for ref in series.refs]}
+    places = zip(series.refs, series.frame_of_ref, strict=True)
+    return {"reason": str(series.reason), "slices": [_slice(*place, series) for place in places]}
 
 
-def _slice(ref: FileRef, series: Series) -> str:
-    """Smallest, mean and greatest HU of one file, or why it cannot be decoded."""
+def _slice(ref: FileRef, frame: int, series: Series) -> str:
+    """Smallest, mean and greatest HU of one slice, or why it cannot be decoded."""
     assert series.shape_zyx is not None
     with quiet_pydicom():
         [(_, data)] = read_files([ref])
         try:
-            hu, _ = decode_slice(data, series.shape_zyx[1:], set())
+            [(hu, _)] = decode_file(data, (frame,), series.shape_zyx[1:], set())
         except SeriesError as exc:
             return f"{Path(ref.path).name}: {exc.reason}: {exc.detail}"
     return f"{Path(ref.path).name}: {_number(hu.min())} {_number(hu.mean())} {_number(hu.max())}"

@@ -69,6 +69,13 @@ def test_nothing_tells_them_apart(noise_stack, tmp_path, id_key) -> None:
     assert (row.reason, row.n_files, row.n_slices) == ("duplicate_positions", 36, 12)
 
 
+def test_a_tag_that_only_some_have_sorts_nothing(noise_stack, tmp_path, id_key) -> None:
+    stack = phased(noise_stack, n_phases=2)
+    tagged(stack, "AcquisitionTime", ["", "100000"])
+    [row] = scan([shuffled(stack, tmp_path / "s")], id_key).series
+    assert (row.reason, row.n_files) == ("duplicate_positions", 24)
+
+
 def test_a_phase_that_lacks_a_slice(noise_stack, tmp_path, id_key) -> None:
     stack = phased(noise_stack)
     tagged(stack, "AcquisitionTime", ["100000", "100001", "100002"])
