@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import tyro
 
@@ -31,7 +33,7 @@ from ingest.commands import (
     Verify,
 )
 from ingest.errors import IngestError, UsageError
-from ingest.exits import FAILED, USAGE
+from ingest.exits import DONE, FAILED, USAGE
 
 STORAGE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
@@ -85,3 +87,19 @@ def main(args: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"ingest: {message}", file=sys.stderr)
     return code
+
+
+def entry() -> NoReturn:
+    """The console script: `main`, then out at once.
+
+    Everything is closed by then. Daemon threads of libraries that wake while Python takes itself
+    down have ended finished builds with SIGABRT, so that step is left out.
+    """
+    try:
+        code = main()
+    except SystemExit as exc:  # tyro's, after a usage error or --help
+        code = exc.code if isinstance(exc.code, int) else USAGE if exc.code else DONE
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it has gone
+            stream.flush()
+    os._exit(code)

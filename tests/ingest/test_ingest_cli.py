@@ -269,3 +269,20 @@ def test_an_interrupt_says_that_work_is_kept(archive, tmp_path, capsys, monkeypa
     monkeypatch.setattr(ingest.pipeline, "run_tasks", stop)
     assert exit_code("build-shards", archive, tmp_path / "out", "--spacing-mm", "6") == 1
     assert "goes on from here" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--help"], 0, "build-shards"),
+        (["inspect", "/nowhere"], 2, "ingest: /nowhere"),
+        (["scan", "--no-such-flag"], 2, "no-such-flag"),
+    ],
+)
+def test_the_console_script_says_all_and_ends_with_the_code(args, code, said):
+    """Through pipes, where output is kept back until it is flushed."""
+    program = f"import sys; sys.argv = ['ingest', *{args!r}]; from ingest.cli import entry; entry()"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == code
+    assert said in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
