@@ -147,7 +147,7 @@ def _count(case: Case, found: ScanResult, result: Result) -> None:
     if case.seed.name in _PLAIN and not case.packed and found.n_files != len(case.files):
         result.problems.append(f"{found.n_files} files counted, {len(case.files)} are there")
     # A multi-frame file is named once for each frame; its phases may be rows of their own.
-    files = {(ref.path, ref.index) for series in found.series for ref in series.refs}
+    files = {ref for series in found.series for ref in series.refs}
     if len(files) != found.n_files:
         result.problems.append(f"{len(files)} files in the rows, {found.n_files} were found")
     for series in found.series:

@@ -31,8 +31,7 @@ def test_500_cases() -> None:
 def test_the_last_long_run_found_nothing() -> None:
     record = json.loads(LAST.read_text())
     assert record["failures"] == []
-    assert record["cases"] >= record["distinct_places"] >= 9_000
-    assert record["cases"] >= 10_000
+    assert record["cases"] >= record["distinct_places"] >= 10_000
     assert set(record["cases_by_seed"]) == set(NAMES)
     assert sum(record["cases_by_seed"].values()) == record["cases"]
 
