@@ -66,7 +66,7 @@ def look(id_key) -> Callable[..., tuple[Seen, list]]:
             reason = str(series.reason)
             if reason == "ok":
                 try:
-                    samples.append(make_sample(series, NATIVE))
+                    samples.append(make_sample(series, NATIVE)[:2])
                 except SeriesError as exc:
                     reason = str(exc.reason)
             reasons[reason] += series.n_files
