@@ -188,7 +188,7 @@ def test_a_linear_field_survives_regridding(built: Built, slopes) -> None:
     ras = index @ affine[:3, :3].T + affine[:3, 3]
     truth = (ras * LPS_TO_RAS - centre) @ slopes
     inside = _inside(built, ras * LPS_TO_RAS)
-    assert inside.any()
+    assume(inside.any())  # slices that lean beyond their neighbours share no place
     scale = 1 + np.abs(hu).max()
     assert np.abs(out - truth)[inside].max() < 2e-3 * scale
 
