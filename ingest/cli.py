@@ -80,6 +80,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if exc.errno not in STORAGE_ERRORS:
             raise
         return _fail(f"{exc.filename or 'storage'}: {exc.strerror}; {RESUME_HINT}", FAILED)
+    except MemoryError:
+        hint = "take fewer --workers, or a machine with more memory"
+        return _fail(f"out of memory: {hint}; {RESUME_HINT}", FAILED)
     except KeyboardInterrupt:
         return _fail(f"stopped; {RESUME_HINT}", FAILED)
 

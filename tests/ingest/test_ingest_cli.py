@@ -286,3 +286,12 @@ def test_the_console_script_says_all_and_ends_with_the_code(args, code, said):
     assert run.returncode == code
     assert said in run.stdout + run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_too_little_memory_is_one_line(archive, tmp_path, monkeypatch, capsys):
+    def starve(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("ingest.work.make_sample", starve)
+    assert exit_code("build-shards", archive, tmp_path / "out", "--workers", "1") == 1
+    assert "out of memory" in one_line(capsys)
