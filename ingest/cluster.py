@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ingest.errors import IngestError, UsageError
+from ingest.errors import IngestError, Reason, UsageError
+from ingest.series import Series
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -19,6 +21,8 @@ CONNECT_S = 10
 """How long a scheduler may take to answer."""
 FIRST_WORKER_S = 60
 """How long a cluster may take to get its first worker."""
+MAX_ROOTS = 1000
+"""Source folders that each worker of a cluster is asked to look for."""
 
 
 @contextmanager
@@ -120,3 +124,14 @@ def _version(name: str) -> str:
 
 def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
+
+
+def source_roots(series: Sequence[Series]) -> list[str]:
+    """Folders that hold all files of the series that are read again, the fewest there are."""
+    folders = {os.path.dirname(ref.path) for s in series if s.reason == Reason.OK for ref in s.refs}
+    local = sorted(folder for folder in folders if "://" not in folder)
+    roots: list[str] = []
+    for folder in local:
+        if not roots or not Path(folder).is_relative_to(roots[-1]):
+            roots.append(folder)
+    return roots[:MAX_ROOTS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,11 @@ from shards.schema import canonical_json
 
 Spacing = tuple[float, float, float] | None
 """Target spacing (z, y, x) in mm; None keeps each volume's own."""
+BYTE_SHAPING_PACKAGES = (
+    "coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy",
+    "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "SimpleITK",
+)  # fmt: skip
+"""Recorded with their versions: other versions may give other bytes."""
 MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 20.0
 
 
@@ -94,3 +100,8 @@ def build_digest(
     if exclude_sha256:
         identity["exclude"] = exclude_sha256
     return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape bytes."""
+    return {name: importlib.metadata.version(name) for name in BYTE_SHAPING_PACKAGES}

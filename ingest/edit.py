@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from ingest.errors import Reason, UsageError
 from ingest.exclude import EXCLUSIONS, count_excluded
 from ingest.lock import locked
-from ingest.pipeline import count_totals
 from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, one_way, read_record
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
-from ingest.work import STATE_FOLDER, hu_histogram, preview
+from ingest.rows import count_totals
+from ingest.sample import hu_histogram, preview
+from ingest.work import STATE_FOLDER
 from shards.dataset import Dataset, Sample
 from shards.errors import NotADatasetError, ShardError
 from shards.files import sync_folder, write_atomic

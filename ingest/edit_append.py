@@ -11,25 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ingest.config import BuildConfig, build_digest
+from ingest.budget import Budget
+from ingest.config import BuildConfig, build_digest, package_versions
 from ingest.edit import Base, Next, drop_work, editing, known_histogram, publish_next
 from ingest.edit_arrivals import Arrivals, sort_out
 from ingest.errors import Reason, UsageError
 from ingest.exclude import NO_EXCLUSIONS, Exclusions
 from ingest.groups import cut_groups
 from ingest.ids import IdKey
+from ingest.listener import Listener
 from ingest.output import clear_partials, start_build
-from ingest.pipeline import (
-    Budget,
-    Job,
-    Listener,
-    Plan,
-    build_groups,
-    package_versions,
-    plan_build,
-    series_row,
-)
+from ingest.pipeline import Job, Plan, build_groups, plan_build
 from ingest.record import BUILD_RECORD, refused_subjects
+from ingest.rows import series_row
 from ingest.scan import ScanResult
 from ingest.series import Series
 from ingest.spool import Outcome

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
+from ingest.budget import Budget, nothing_accepted
 from ingest.choice import Choice
-from ingest.cluster import worker_complaint
-from ingest.config import BuildConfig, build_digest
+from ingest.cluster import source_roots, worker_complaint
+from ingest.config import BuildConfig, build_digest, package_versions
 from ingest.duplicates import HashTask, find_copies, hash_series
-from ingest.errors import BROKEN, FailureBudgetError, IngestError, Reason
+from ingest.errors import IngestError, Reason
 from ingest.exclude import EXCLUSIONS, NO_EXCLUSIONS, Exclusions, exclusion_record
 from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
 from ingest.labels import LabelSources
+from ingest.listener import Listener
 from ingest.lock import locked
 from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
 from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
+from ingest.rows import count_totals, series_rows
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.scratch import GIB, SCRATCH, with_scratch
 from ingest.series import Series
@@ -50,42 +51,15 @@ from shards.schema import (
     Manifest,
     MustMatch,
     Recorded,
-    Totals,
     canonical_json,
     dump_json,
     generation_id,
 )
-from shards.writer import KeptShard, ShardResult, publish
+from shards.writer import publish
 
 T = TypeVar("T")
 R = TypeVar("R")
-PROBATION_SERIES = 20
-"""With fewer series than this the share of broken ones says little: no budget is applied."""
 _COPIES_FILE = "copies.json"
-BYTE_SHAPING_PACKAGES = (
-    "coralbay", "numcodecs", "numpy", "pydicom", "nibabel", "scipy",
-    "imagecodecs", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "SimpleITK",
-)  # fmt: skip
-"""Recorded with their versions: other versions may give other bytes."""
-MAX_ROOTS = 1000
-"""Source folders that each worker of a cluster is asked to look for."""
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """Told how a build goes on; paths in a ``Series`` may be shown to a person, never stored."""
-
-    def files(self, count: int) -> None:
-        """Files seen so far."""
-
-    def planned(self, found: ScanResult, groups: int) -> None:
-        """The scan is over."""
-
-    def group_done(self, done: int, groups: int) -> None:
-        """One more shard, or one less to build."""
-
-    def refused(self, series: Series, outcome: Outcome) -> None:
-        """A series is not taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,39 +180,6 @@ def _build(
     return manifest
 
 
-class Budget:
-    """Counts broken series and stops the run when they are too large a share of all."""
-
-    def __init__(self, series: Sequence[Series], max_failures: float) -> None:
-        self.total = len(series)
-        self.max_failures = max_failures
-        self.broken = 0
-        for one in series:
-            self.count(one.reason)
-
-    def count(self, reason: str) -> None:
-        """Add one series; only a ``BROKEN`` reason counts.
-
-        Raises:
-            FailureBudgetError: the budget is spent.
-        """
-        self.broken += reason in BROKEN
-        if self.total >= PROBATION_SERIES and self.broken > self.max_failures * self.total:
-            raise FailureBudgetError(
-                f"{self.broken} of {self.total} series are broken, more than --max-failures "
-                f"{self.max_failures:g} allows; see the refused files above, repair the archive or "
-                "raise --max-failures"
-            )
-
-
-def nothing_accepted(found: ScanResult) -> IngestError:
-    """The error for an archive that holds no usable CT volume."""
-    return IngestError(
-        f"no CT volume to build: {found.n_files} files found, none accepted; "
-        "`ingest scan` lists each with its reason"
-    )
-
-
 def build_groups(
     plan: Plan, config: BuildConfig, job: Job, budget: Budget, listener: Listener
 ) -> list[GroupResult]:
@@ -313,22 +254,6 @@ def _run(
         split = replace(split, task=partial(keep, split.task))
     task = partial(keep, task)
     return run_tasks(task, items, job.workers, job.dask_scheduler, complaint, split)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape bytes."""
-    return {name: importlib.metadata.version(name) for name in BYTE_SHAPING_PACKAGES}
-
-
-def source_roots(series: Sequence[Series]) -> list[str]:
-    """Folders that hold all files of the series that are read again, the fewest there are."""
-    folders = {os.path.dirname(ref.path) for s in series if s.reason == Reason.OK for ref in s.refs}
-    local = sorted(folder for folder in folders if "://" not in folder)
-    roots: list[str] = []
-    for folder in local:
-        if not roots or not Path(folder).is_relative_to(roots[-1]):
-            roots.append(folder)
-    return roots[:MAX_ROOTS]
 
 
 def _copies(plan: Plan, job: Job) -> dict[str, Outcome]:
@@ -406,68 +331,4 @@ def _publish(
         plan.build_sha256,
         id_key.fingerprint,
         totals,
-    )
-
-
-def series_rows(
-    series: Series, outcome: Outcome | None, label: Outcome | None
-) -> list[dict[str, Any]]:
-    """Rows of a series: a label that is used counts with its files, a refused one is another row.
-
-    Args:
-        series: a series, with its label if one was found for it.
-        outcome: the pixel stage's verdict on it, if there was one.
-        label: the pixel stage's verdict on its label, if that was tried.
-    """
-    row = series_row(series, outcome)
-    if series.label is None:
-        return [row]
-    if label is not None and label.reason == Reason.OK and row["verdict"] == "accepted":
-        return [row | {"n_files": row["n_files"] + series.label.n_files}]
-    if label is None or label.reason == Reason.OK:
-        detail = f"its volume is refused ({row['reason']})"
-        label = Outcome(reason=str(Reason.LABEL_WITHOUT_CT), detail=detail)
-    return [row, series_row(series.label, label)]
-
-
-def series_row(series: Series, outcome: Outcome | None) -> dict[str, Any]:
-    """A row of ``series.parquet``: the pixel stage's verdict if there was one, else the scan's."""
-    if series.reason != Reason.OK or outcome is None:
-        outcome = Outcome(reason=str(series.reason), detail=series.detail, flags=series.flags)
-    accepted = outcome.reason == Reason.OK
-    return {
-        "series_id": series.series_id,
-        "source_kind": series.source_kind,
-        "verdict": "accepted" if accepted else "refused",
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-        "n_files": series.n_files,
-        "n_slices": series.n_slices,
-        "key": series.key if accepted else None,
-        "modality": series.modality,
-        "geometry": series.geometry,
-        "shape_zyx": None if series.shape_zyx is None else list(series.shape_zyx),
-        "spacing_zyx_mm": None if series.spacing_zyx_mm is None else list(series.spacing_zyx_mm),
-        "flags": list(outcome.flags),
-    }
-
-
-def count_totals(
-    rows: Sequence[dict[str, Any]], shards: Sequence[ShardResult | KeptShard]
-) -> Totals:
-    """The sums of the manifest; every file found is either used or refused."""
-    samples = [row for shard in shards for row in shard.index_rows]
-    used = sum(row["n_files"] for row in rows if row["verdict"] == "accepted")
-    files = sum(row["n_files"] for row in rows)
-    accepted = sum(row["verdict"] == "accepted" for row in rows)
-    return Totals(
-        samples=len(samples),
-        trainable=sum(row["trainable"] for row in samples),
-        shard_bytes=sum(shard.entry.bytes for shard in shards),
-        voxels=sum(math.prod(row["shape_zyx"]) for row in samples),
-        files_in=files,
-        files_used=used,
-        files_refused=files - used,
-        series_accepted=accepted,
-        series_refused=len(rows) - accepted,
     )

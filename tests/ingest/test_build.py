@@ -12,12 +12,13 @@ import pytest
 import ingest.cluster
 import ingest.pipeline
 import ingest.reader
+from ingest.budget import Budget
 from ingest.config import BuildConfig, build_digest, parse_spacing
 from ingest.errors import FailureBudgetError, IngestError, Reason, UsageError
 from ingest.groups import cut_groups, estimated_bytes
 from ingest.ids import IdKey
 from ingest.phantom import Torso
-from ingest.pipeline import Budget, Job, build, plan_build
+from ingest.pipeline import Job, build, plan_build
 from ingest.series import Series
 from ingest.testing import (
     FEET_FIRST_SUPINE,

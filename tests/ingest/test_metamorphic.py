@@ -27,8 +27,8 @@ from pydicom import uid
 from ingest.config import BuildConfig
 from ingest.errors import SeriesError
 from ingest.headers import quiet_pydicom
+from ingest.sample import make_sample
 from ingest.scan import ScanConfig, scan
-from ingest.work import make_sample
 from shards.schema import SampleMeta
 
 NATIVE = BuildConfig(spacing_zyx_mm=None, body_crop=False, min_slices=3)

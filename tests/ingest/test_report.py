@@ -300,7 +300,7 @@ def test_montage_shows_every_volume_and_png_is_the_same_every_time():
 
 
 def test_preview_is_a_png_of_the_planes():
-    from ingest.work import PREVIEW_SIDE, preview
+    from ingest.sample import PREVIEW_SIDE, preview
 
     image = Image.open(io.BytesIO(base64.b64decode(preview(blocks(), (1.0, 1.0, 1.0)))))
     assert (image.format, image.mode, image.height) == ("PNG", "L", PREVIEW_SIDE)
