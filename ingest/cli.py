@@ -40,6 +40,8 @@ STORAGE_ERRORS = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
 )
 """What a disk does to a sound program."""
+_SAID_OTHERWISE = ("distributed", "tornado", "asyncio")
+"""What their logs tell of workers and connections, a run says in its own words, or ends with."""
 RESUME_HINT = "the same command goes on from here"
 
 
@@ -52,7 +54,10 @@ def main(args: Sequence[str] | None = None) -> int:
         description="CT archives in, shards of volumes out.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)  # Dask's loggers have a level of their own, below the root's
+    handler.addFilter(lambda record: not record.name.startswith(_SAID_OTHERWISE))
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     # What they warn of becomes a verdict, or is handled.
     for name in ("pydicom", "nibabel"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -113,6 +113,7 @@ def test_a_full_disk_under_a_worker_process_is_the_same_line(
     assert full.status == 1
     assert "File too large; the same command goes on from here" in full.output.splitlines()[-1]
     assert "Traceback" not in full.output
+    assert "distributed" not in full.output  # its log of workers that come and go
     assert not list(out.rglob("*.tmp"))
     complete(archive, out, whole[0])
 
