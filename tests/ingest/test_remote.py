@@ -4,16 +4,11 @@ import functools
 import gzip
 import http.server
 import io
-import os
 import re
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
-import time
 import zipfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,77 +20,19 @@ from ingest.cli import main
 from ingest.errors import IngestError, SeriesError, UsageError
 from ingest.scan import ScanConfig, ScanResult, scan
 from ingest.sources import FileRef, read_files, walk
+from tests.s3 import Server, serving
 
 TINY = ScanConfig(min_slices=3)
-START_S = 60
-
-
-class Server:
-    """A server of a folder's buckets, and the requests that it has answered."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        self.folder = folder
-        self._log = log
-        self._read = 0
-
-    def requests(self) -> Counter[str]:
-        """Since the last call: lists, heads and gets."""
-        time.sleep(0.1)  # the server writes a line after its answer
-        lines = self._log.read_text().splitlines()
-        found: Counter[str] = Counter()
-        for line in lines[self._read :]:
-            if match := re.search(r'"(GET|HEAD) (\S+) HTTP', line):
-                found["list" if "list-type" in match[2] else match[1].lower()] += 1
-        self._read = len(lines)
-        return found
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("buckets")
-    (folder / "raw").mkdir()
-    log = folder.with_name("access.log")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    keys = {"NANIO_ACCESS_KEY": "someone", "NANIO_SECRET_KEY": "a secret of one's own"}
-    command = [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--data-dir"]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, str(folder), "--port", str(port)],
-            env={**os.environ, **keys},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    settings = {
-        "AWS_ACCESS_KEY_ID": keys["NANIO_ACCESS_KEY"],
-        "AWS_SECRET_ACCESS_KEY": keys["NANIO_SECRET_KEY"],
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT": f"http://127.0.0.1:{port}",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
+    with serving(folder, "raw") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
             patch.setenv(name, value)
-        try:
-            _wait(port, process)
-            yield Server(folder, log)
-        finally:
-            process.terminate()
-            process.wait(START_S)
-            remote._store.cache_clear()
-
-
-def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        assert process.poll() is None, "the S3 server ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server does not answer"
-            time.sleep(0.1)
+        yield server
+    remote._store.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -209,7 +209,7 @@ def forged(tmp_path, monkeypatch, meta=lambda meta: meta, values=None):
     monkeypatch.setattr("shards.writer.label_problems", lambda label, sample: [])
     if values is not None:
         monkeypatch.setattr(
-            "shards.testing.LabelVolume",
+            "shards.testing.toy.LabelVolume",
             lambda meta, values: LabelVolume(meta=meta, values=changed),
         )
         changed = values(own)
