@@ -47,10 +47,10 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, profile):
 
 
 def test_results_may_come_in_any_order_and_through_pickle_or_json(tmp_path, hu, monkeypatch):
-    import shards.testing
+    import shards.testing.toy
 
     seen = []
-    monkeypatch.setattr(shards.testing, "publish", lambda *a, **k: seen.append((a, k)))
+    monkeypatch.setattr(shards.testing.toy, "publish", lambda *a, **k: seen.append((a, k)))
     write_toy_dataset(tmp_path, 5, SHAPE, per_shard=2)
     ((folder, results), keywords) = seen[0]
     expected = publish(folder, results, **keywords)
