@@ -265,10 +265,16 @@ class Dataset:
         numbers = {shard.name: n for n, shard in enumerate(self.manifest.shards)}
         shard_number = [numbers[name] for name in self.index["shard"].to_pylist()]
         shapes = self.index["shape_zyx"].combine_chunks().flatten().to_numpy()
+        source = self.index["source"].combine_chunks().dictionary_encode()
+        subject = self.index["subject_id"].combine_chunks().dictionary_encode()
         return PlanSamples(
             keys=keys,
             trainable=self.index["trainable"].to_numpy(),
             shard_number=np.array(shard_number, dtype=np.int32),
+            offset=self.index["offset"].to_numpy(),
+            source=source.indices.to_numpy(),
+            source_names=tuple(source.dictionary.to_pylist()),
+            subject=subject.indices.to_numpy(),
             shapes=shapes.reshape(-1, 3),
             air_mask=chunks.air_mask,
             chunk_side=self.chunk_side,

@@ -4,28 +4,29 @@ Volumes form one endless sequence v = 0, 1, 2, …: epochs one after another, no
 dropped. Position ``i`` of the plan belongs to lane ``i % B`` of the global batch ``B`` at step
 ``i // B``. Lane ``l`` takes the volumes v ≡ l (mod B) and visits each ``k`` times, ``m`` steps
 apart. Rank ``r`` of ``W`` serves the lanes ≡ r (mod W), so any ``W`` that divides ``B`` gives the
-same global sequence.
+same global sequence. How the volumes of an epoch are ordered is said in ``shards.order``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
+from shards.boxes import Triple, draw_box
 from shards.errors import ShardError
-from shards.rng import BOX, ORDER, raw, uniforms
+from shards.mixing import Share, draw, shares
+from shards.order import Batches, Volumes, deal, shuffle, tail_of
+from shards.rng import ORDER, raw, uniforms
 from shards.schema import canonical_json
 
-BOX_DRAWS = 8
-"""Boxes drawn for a visit before one that is all air is taken."""
-
-Triple = tuple[int, int, int]
+PLAN_VERSION = 2
+"""Part of every plan's hash: one more whenever the same settings give another sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +44,50 @@ class PlanConfig:
     """m: steps between two visits of a volume."""
     shuffle_shards: int = 8
     """Shards whose samples are mixed."""
+    run: int = 4
+    """Neighbours in a shard that one lane takes one after another."""
+    weights: tuple[tuple[str, float], ...] = ()
+    """(source, weight), for shares of an epoch by source; empty: every volume once."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting that is out of range."""
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
-        for name in ("global_batch", "box_side", "visits", "spread", "shuffle_shards"):
+        for name in ("global_batch", "box_side", "visits", "spread", "shuffle_shards", "run"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Something of every sample that may have to be read first: ``rows[i]``."""
+
+    def __getitem__(self, row: int, /) -> Any:
+        """Of the sample in row ``row`` of the index."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSamples:
     """What planning needs of a dataset; one row a sample, in index order."""
 
-    keys: Sequence[str]
     trainable: Bool[ndarray, " n"]
+    """Takes part: not too small, and let through by filters and split."""
     shard_number: Int32[ndarray, " n"]
+    """Position in the manifest."""
+    offset: Int64[ndarray, " n"]
+    """Of the volume's bytes in its shard."""
     shapes: Int32[ndarray, "n 3"]
     """(z, y, x), voxels."""
-    air_mask: Sequence[Bool[ndarray, " _chunks"]]
-    """C order of each sample's chunk grid."""
+    source: Int32[ndarray, " n"]
+    """Code, into ``source_names``."""
+    source_names: tuple[str, ...]
+    subject: Int32[ndarray, " n"]
+    """Code; equal for volumes of one subject. Where the subject is unknown: one of its own."""
     chunk_side: int
+    air_mask: Rows
+    """Of a sample: whether each chunk is air, C order of its chunk grid."""
+    keys: Rows
+    """Of a sample: its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +99,8 @@ class Item:
     epoch: int
     sample: int
     """Row in the dataset's index."""
+    volume: int
+    """Number in the endless sequence of volumes."""
     visit: int
     lane: int
     box_start_zyx: Triple
@@ -85,46 +110,67 @@ class Item:
 
 
 class Plan:
-    """The sequence of visits of a dataset. Any position can be asked for, in any order."""
+    """The sequence of visits of a dataset. Any position can be asked for, in any order.
+
+    Raises:
+        ShardError: no sample takes part, or the weights are not those of its sources.
+    """
 
     def __init__(self, config: PlanConfig, samples: PlanSamples, generation_id: str) -> None:
         self.config = config
         self._samples = samples
-        self._rows = np.flatnonzero(samples.trainable)
+        self._rows = np.flatnonzero(samples.trainable).astype(np.int32)
         if not len(self._rows):
             raise ShardError(
                 "the dataset holds no trainable sample; "
                 "its report.html says why each series was taken or not"
             )
-        self._shard_rank = np.unique(samples.shard_number[self._rows], return_inverse=True)[1]
+        self._shares = self._share_out()
+        self._parted = lru_cache(maxsize=4)(self._part)
         self._epoch_order = lru_cache(maxsize=4)(self._draw_epoch_order)
         self.hash = self._hash(generation_id)
 
     @property
     def samples_per_epoch(self) -> int:
-        """N: trainable volumes."""
+        """N: volumes an epoch."""
         return len(self._rows)
 
     def item(self, index: int, attempt: int = 0) -> Item:
         """The visit at position ``index``.
 
         ``attempt`` above 0 replaces its sample, which cannot be read, by another one at random.
+
+        Raises:
+            ShardError: the sample's chunk table cannot be read.
         """
         volume, visit = self._volume(index)
-        epoch, place = divmod(volume, self.samples_per_epoch)
-        position = int(self._epoch_order(epoch)[place])
+        sample = self.sample_of(volume)
         if attempt:
-            position = self._replacement(position, index, attempt)
-        sample = int(self._rows[position])
+            sample = self._replacement(sample, index, attempt)
         return Item(
             index=index,
-            epoch=epoch,
+            epoch=volume // self.samples_per_epoch,
             sample=sample,
+            volume=volume,
             visit=visit,
             lane=index % self.config.global_batch,
             box_start_zyx=self._box(sample, index, attempt),
             attempt=attempt,
         )
+
+    def sample_of(self, volume: int) -> int:
+        """Row in the index of a volume of the endless sequence."""
+        epoch, place = divmod(volume, self.samples_per_epoch)
+        return int(self._epoch_order(epoch)[place])
+
+    def lane_ahead(self, volume: int, count: int) -> list[int]:
+        """Rows of a volume and the next ones of its lane, as it will take them."""
+        step = self.config.global_batch
+        return [self.sample_of(volume + n * step) for n in range(count)]
+
+    def epoch_rows(self, epoch: int) -> Int32[ndarray, " n"]:
+        """Rows in the index of an epoch's volumes, in order."""
+        return self._epoch_order(epoch)
 
     def rank_indices(self, step: int, rank: int, world: int) -> range:
         """Positions that rank ``rank`` of ``world`` serves at ``step``, lanes in increasing order.
@@ -144,54 +190,71 @@ class Plan:
         visit, turn = divmod(within, self.config.spread)
         return (block * self.config.spread + turn) * self.config.global_batch + lane, visit
 
-    def _draw_epoch_order(self, epoch: int) -> Int64[ndarray, " n"]:
-        """Positions in ``_rows``: shards shuffled, then samples within blocks of shards."""
-        n_shards = int(self._shard_rank.max()) + 1
-        words = raw(self.config.seed, ORDER, epoch, 0, n_shards + len(self._rows))
-        shard_place = np.empty(n_shards, dtype=np.int64)
-        shard_place[np.argsort(words[:n_shards], kind="stable")] = np.arange(n_shards)
-        block = shard_place[self._shard_rank] // self.config.shuffle_shards
-        return np.lexsort((words[n_shards:], block))
+    def _share_out(self) -> list[Share]:
+        weights = dict(self.config.weights)
+        if not weights:
+            return [Share(positions=np.arange(len(self._rows)), per_epoch=len(self._rows))]
+        return shares(self._samples.source[self._rows], self._samples.source_names, weights)
 
-    def _replacement(self, position: int, index: int, attempt: int) -> int:
+    def _phase(self, epoch: int) -> int:
+        return epoch * self.samples_per_epoch % self.config.global_batch
+
+    def _part(self, epoch: int) -> tuple[Int32[ndarray, " n"], Batches]:
+        """Rows of an epoch as dealt to lanes, and how they were swapped within the epoch."""
+        drawn = [draw(s, self.config.seed, n, epoch) for n, s in enumerate(self._shares)]
+        rows = self._rows[np.concatenate([positions for positions, _ in drawn])]
+        volumes = Volumes(
+            rows=rows,
+            copies=np.concatenate([copies for _, copies in drawn]).astype(np.int32),
+            shard=self._samples.shard_number[rows],
+            offset=self._samples.offset[rows],
+        )
+        config, phase = self.config, self._phase(epoch)
+        words = raw(config.seed, ORDER, epoch, 0, volumes.n_shards + len(rows))
+        order, block = shuffle(volumes, words, shuffle_shards=config.shuffle_shards, run=config.run)
+        dealt = rows[deal(order, block, config.global_batch, phase)]
+        batches = Batches(self._samples.subject[dealt], config.global_batch, phase)
+        batches.part()
+        return dealt, batches
+
+    def _draw_epoch_order(self, epoch: int) -> Int32[ndarray, " n"]:
+        """Rows of an epoch, in order; the batch that it shares with the one before is sound too."""
+        dealt, parted = self._parted(epoch)
+        phase = self._phase(epoch)
+        if phase:
+            before = self._parted(epoch - 1)[1].subjects
+            tail = tail_of(len(before), self.config.global_batch, self._phase(epoch - 1))
+            parted = parted.copy()
+            parted.part_from(frozenset(before[len(before) - tail :].tolist()))
+        rows: Int32[ndarray, " n"] = dealt[parted.order]
+        return rows
+
+    def _replacement(self, sample: int, index: int, attempt: int) -> int:
         others = self.samples_per_epoch - 1
         if not others:
-            return position
+            return sample
+        position = int(np.searchsorted(self._rows, sample))
         u = uniforms(self.config.seed, ORDER, index, attempt, 1)[0]
         other = int(u * others)
-        return other + (other >= position)
+        return int(self._rows[other + (other >= position)])
 
     def _box(self, sample: int, index: int, attempt: int) -> Triple:
-        """The first drawn box that is not all air, else the last drawn."""
         shape = self._samples.shapes[sample]
-        draws = uniforms(self.config.seed, BOX, index, attempt, 3 * BOX_DRAWS).reshape(-1, 3)
-        for draw in draws:
-            start = _box_start(shape, self.config.box_side, draw)
-            if not self._all_air(sample, start):
-                break
-        return start
-
-    def _all_air(self, sample: int, start: Triple) -> bool:
-        side = self._samples.chunk_side
-        grid = -(-self._samples.shapes[sample] // side)
+        grid = -(-shape // self._samples.chunk_side)
         air = self._samples.air_mask[sample].reshape(grid)
-        covering = tuple(
-            slice(max(0, first) // side, -(-(first + self.config.box_side) // side))
-            for first in start
+        return draw_box(
+            shape=shape,
+            side=self.config.box_side,
+            air=air,
+            chunk_side=self._samples.chunk_side,
+            at=(self.config.seed, index, attempt),
         )
-        return bool(air[covering].all())
 
     def _hash(self, generation_id: str) -> str:
-        keys = [self._samples.keys[int(row)] for row in self._rows]
-        what = {"config": asdict(self.config), "generation_id": generation_id, "keys": keys}
+        what = {
+            "version": PLAN_VERSION,
+            "config": asdict(self.config),
+            "generation_id": generation_id,
+            "rows": hashlib.sha256(self._rows.astype("<i4").tobytes()).hexdigest(),
+        }
         return hashlib.sha256(canonical_json(what)).hexdigest()
-
-
-def _box_start(shape: Int32[ndarray, " 3"], side: int, draw: ndarray) -> Triple:
-    """Uniform over the places where the box fits; on a shorter axis centred, both ends padded."""
-    starts = (
-        int(u * (length - side + 1)) if length >= side else -((side - length) // 2)
-        for length, u in zip(shape.tolist(), draw.tolist(), strict=True)
-    )
-    z, y, x = starts
-    return z, y, x

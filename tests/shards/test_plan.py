@@ -9,29 +9,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.boxes import BOX_DRAWS
 from shards.errors import ShardError
-from shards.plan import BOX_DRAWS, Plan, PlanConfig, PlanSamples
+from shards.plan import Plan, PlanConfig, PlanSamples
 from shards.rng import BOX, ORDER, raw, uniforms
 
 # Seed 3, 5 samples of 40 x 50 x 60, B = 2, boxes of 16: worked out with `slow_epoch_order`, the
 # rule for volumes and `uniforms` by hand.
 KNOWN_ITEMS = [
-    (0, 1, 0, (19, 20, 18)),
-    (0, 3, 0, (11, 27, 1)),
-    (1, 2, 0, (17, 7, 5)),
-    (0, 1, 1, (5, 16, 40)),
-    (99, 0, 1, (24, 27, 23)),
+    (0, 3, 0, (19, 20, 18)),
+    (0, 2, 0, (11, 27, 1)),
+    (1, 4, 0, (17, 7, 5)),
+    (0, 3, 1, (5, 16, 40)),
+    (99, 1, 1, (24, 27, 23)),
 ]
-KNOWN_HASH = "d2a7ce3d344238a9950668e289691f4731d97faefa6c87ce1cc0145e5dbb5ff7"
+KNOWN_HASH = "b71e5abda36ea7fc2c29de0b20375ca69dd4bfa6a596b223b874bafdb301091f"
 
 
-def make_samples(n, per_shard=3, shape=(40, 50, 60), chunk_side=16, trainable=None):
+def make_samples(
+    n, per_shard=3, shape=(40, 50, 60), chunk_side=16, trainable=None, subject=None, source=None
+):
     grid = [-(-length // chunk_side) for length in shape]
+    names = sorted(set(source or ["one"]))
     return PlanSamples(
         keys=[f"s{i}" for i in range(n)],
         trainable=np.ones(n, bool) if trainable is None else np.array(trainable),
         shard_number=np.arange(n, dtype=np.int32) // per_shard,
+        offset=np.arange(n, dtype=np.int64) % per_shard * 1000,
         shapes=np.tile(np.array(shape, np.int32), (n, 1)),
+        source=np.array([names.index(name) for name in source or ["one"] * n], np.int32),
+        source_names=tuple(names),
+        subject=np.arange(n, dtype=np.int32) if subject is None else np.array(subject, np.int32),
         air_mask=[np.zeros(np.prod(grid), bool) for _ in range(n)],
         chunk_side=chunk_side,
     )
@@ -42,21 +50,46 @@ def make_plan(n=10, generation_id="g", samples=None, **config):
     return Plan(PlanConfig(**settings), samples or make_samples(n), generation_id)
 
 
-def slow_epoch_order(seed, epoch, shard_number, shuffle_shards):
-    """The order of an epoch, by sorting tuples."""
-    shards = sorted(set(shard_number))
-    words = raw(seed, ORDER, epoch, 0, len(shards) + len(shard_number)).tolist()
-    shard_words, sample_words = words[: len(shards)], words[len(shards) :]
+def slow_epoch_order(seed, epoch, shard_number, *, batch, shuffle_shards, run):
+    """The order of an epoch of samples without common subjects, by sorting tuples."""
+    n, shards = len(shard_number), sorted(set(shard_number))
+    words = raw(seed, ORDER, epoch, 0, len(shards) + n).tolist()
+    shard_words, own = words[: len(shards)], words[len(shards) :]
     place = {s: p for p, (_, s) in enumerate(sorted(zip(shard_words, shards, strict=True)))}
-    key = {i: (place[s] // shuffle_shards, sample_words[i]) for i, s in enumerate(shard_number)}
-    return sorted(key, key=key.__getitem__)
+    blocks = {}
+    for shard in shards:
+        members = [i for i in range(n) if shard_number[i] == shard]
+        for first in range(0, len(members), run):
+            together = members[first : first + run]
+            blocks.setdefault(place[shard] // shuffle_shards, []).append(
+                (own[together[0]], sorted(together, key=own.__getitem__))
+            )
+    order, phase = [None] * n, epoch * n % batch
+    dealt = 0
+    for _, runs in sorted(blocks.items()):
+        reading = iter([i for _, together in sorted(runs) for i in together])
+        places = range(dealt, dealt + sum(len(together) for _, together in runs))
+        for p in sorted(places, key=lambda p: ((phase + p) % batch, p)):
+            order[p] = next(reading)
+        dealt = places.stop
+    return order
 
 
 def test_order_is_the_documented_one():
-    n, batch, visits, spread, shuffle = 11, 4, 2, 3, 2
-    plan = make_plan(n, global_batch=batch, visits=visits, spread=spread, shuffle_shards=shuffle)
-    shard_number = [i // 3 for i in range(n)]
-    orders = {e: slow_epoch_order(3, e, shard_number, shuffle) for e in range(12)}
+    n, batch, visits, spread, shuffle, run = 23, 4, 2, 3, 2, 2
+    samples = make_samples(n, per_shard=5)
+    plan = make_plan(samples=samples, global_batch=batch, visits=visits, spread=spread,
+                     shuffle_shards=shuffle, run=run)  # fmt: skip
+    shard_number = samples.shard_number.tolist()
+    orders = {
+        e: slow_epoch_order(3, e, shard_number, batch=batch, shuffle_shards=shuffle, run=run)
+        for e in range(12)
+    }
+    for epoch in range(12):  # but for the batch that two epochs share
+        found = plan.epoch_rows(epoch).tolist()
+        assert sorted(found) == list(range(n))
+        assert sum(a != b for a, b in zip(found, orders[epoch], strict=True)) <= 2 * batch
+        orders[epoch] = found
     # Walk every lane: blocks of `spread` volumes, each block gone through `visits` times.
     for lane in range(batch):
         steps = iter(range(10**6))
@@ -165,10 +198,31 @@ def test_boxes_of_air_are_drawn_again():
     plan = make_plan(samples=replace(samples, air_mask=[air.ravel()]), box_side=16)
     for index in range(300):
         draws = uniforms(3, BOX, index, 0, 3 * BOX_DRAWS).reshape(-1, 3)[:, 2]
-        starts = [int(u * 49) for u in draws]
         # A box of 16 from start > 32 touches voxels of the chunk [48, 64).
-        expected = next((start for start in starts if start > 32), starts[-1])
-        assert plan.item(index).box_start_zyx == (0, 0, expected)
+        expected = [start for u in draws if (start := int(u * 49)) > 32]
+        z, y, x = plan.item(index).box_start_zyx
+        assert (z, y) == (0, 0)
+        assert x == expected[0] if expected else x > 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    side=st.integers(1, 70),
+    solid=st.integers(0, 10**6),
+    index=st.integers(0, 500),
+)
+def test_no_box_is_all_air(shape, side, solid, index):
+    grid = [-(-length // 16) for length in shape]
+    air = np.ones(np.prod(grid), bool)
+    air[solid % air.size] = False
+    samples = replace(make_samples(1, shape=shape), air_mask=[air])
+    item = make_plan(samples=samples, box_side=side).item(index)
+    first = np.array(np.unravel_index(solid % air.size, grid)) * 16
+    for length, start, chunk in zip(shape, item.box_start_zyx, first.tolist(), strict=True):
+        assert start < min(chunk + 16, length)
+        assert start + side > chunk
+        assert 0 <= start <= length - side or (length < side and start <= 0)
 
 
 def test_only_trainable_samples_come():
@@ -204,13 +258,24 @@ def test_hash_covers_what_decides_the_sequence():
         make_plan(samples=make_samples(4, trainable=[True, True, True, False])),
         *(
             make_plan(4, **{name: 5})
-            for name in ("seed", "global_batch", "box_side", "visits", "spread", "shuffle_shards")
+            for name in (
+                "seed",
+                "global_batch",
+                "box_side",
+                "visits",
+                "spread",
+                "shuffle_shards",
+                "run",
+            )
         ),
+        make_plan(4, weights=(("one", 1.0),)),
     ]
     assert len({plan.hash, *(other.hash for other in others)}) == len(others) + 1
 
 
-@pytest.mark.parametrize("name", ["global_batch", "box_side", "visits", "spread", "shuffle_shards"])
+@pytest.mark.parametrize(
+    "name", ["global_batch", "box_side", "visits", "spread", "shuffle_shards", "run"]
+)
 def test_config_refuses_nothing_at_all(name):
     with pytest.raises(ValueError, match=name):
         make_plan(**{name: 0})
