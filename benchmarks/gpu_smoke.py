@@ -26,7 +26,8 @@ import torch
 from coralbay.recipes import Recipe, small, tiny
 from coralbay.schedules import build_schedules
 from shards.testing import write_toy_dataset
-from train.loader.base import Batch, CTLoader, LoaderConfig
+from train.loader.base import Batch, CTLoader
+from train.loader.settings import LoaderConfig
 from train.loop import settings_at, train_step
 from train.profile import profile_loader
 from train.state import new_state

@@ -49,6 +49,17 @@ class Volumes:
         return int(self.codes.max()) + 1
 
 
+def runs(volumes: Volumes, run: int) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"]]:
+    """Volumes in the order of their shards, and the number of the run that each is in.
+
+    A run is ``run`` neighbours of a shard, from its start on; its last one may be shorter.
+    """
+    in_file = np.lexsort((volumes.offset, volumes.codes))
+    starts = np.flatnonzero(np.diff(volumes.codes[in_file], prepend=-1))
+    rank = np.arange(len(in_file)) - np.repeat(starts, np.diff(starts, append=len(in_file)))
+    return in_file, np.cumsum(rank % run == 0) - 1
+
+
 def shuffle(
     volumes: Volumes, words: UInt64[ndarray, " w"], *, shuffle_shards: int, run: int
 ) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"]]:
@@ -64,14 +75,9 @@ def shuffle(
     shard_words, own_words = words[:n_shards], words[n_shards:]
     place = np.empty(n_shards, dtype=np.int64)
     place[np.argsort(shard_words, kind="stable")] = np.arange(n_shards)
-    in_file = np.lexsort((volumes.offset, codes))
-    sorted_codes = codes[in_file]
-    starts = np.flatnonzero(np.diff(sorted_codes, prepend=-1))
-    rank = np.arange(len(in_file)) - np.repeat(starts, np.diff(starts, append=len(in_file)))
-    first_of_run = np.flatnonzero(rank % run == 0)
-    run_of = np.cumsum(rank % run == 0) - 1
-    run_word = own_words[in_file[first_of_run]][run_of]
-    block = place[sorted_codes] // shuffle_shards
+    in_file, run_of = runs(volumes, run)
+    run_word = own_words[in_file[np.flatnonzero(np.diff(run_of, prepend=-1))]][run_of]
+    block = place[codes[in_file]] // shuffle_shards
     # Runs first, whole; `run_of` parts runs of equal words; inside a run any order is as cheap.
     by_run = np.lexsort((own_words[in_file], run_of, run_word, block))
     return in_file[by_run], block[by_run]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy import ndarray
 from shards.boxes import Triple, draw_box
 from shards.errors import ShardError
 from shards.mixing import Share, draw, shares
-from shards.order import Batches, Volumes, deal, shuffle, tail_of
+from shards.order import Batches, Volumes, deal, runs, shuffle, tail_of
 from shards.rng import ORDER, raw, uniforms
 from shards.schema import canonical_json
 
@@ -163,10 +163,15 @@ class Plan:
         epoch, place = divmod(volume, self.samples_per_epoch)
         return int(self._epoch_order(epoch)[place])
 
-    def lane_ahead(self, volume: int, count: int) -> list[int]:
-        """Rows of a volume and the next ones of its lane, as it will take them."""
-        step = self.config.global_batch
-        return [self.sample_of(volume + n * step) for n in range(count)]
+    def run_ahead(self, volume: int) -> list[int]:
+        """Rows of a volume and of the next ones of its lane, as far as they lie side by side."""
+        rows = [self.sample_of(volume)]
+        while len(rows) < self.config.run:
+            row = self.sample_of(volume + len(rows) * self.config.global_batch)
+            if self._run_of[row] != self._run_of[rows[0]] or row in rows:
+                break
+            rows.append(row)
+        return rows
 
     def epoch_rows(self, epoch: int) -> Int32[ndarray, " n"]:
         """Rows in the index of an epoch's volumes, in order."""
@@ -195,6 +200,21 @@ class Plan:
         if not weights:
             return [Share(positions=np.arange(len(self._rows)), per_epoch=len(self._rows))]
         return shares(self._samples.source[self._rows], self._samples.source_names, weights)
+
+    @cached_property
+    def _run_of(self) -> Int32[ndarray, " n"]:
+        """Number of the run that each sample is in."""
+        rows, samples = self._rows, self._samples
+        volumes = Volumes(
+            rows=rows,
+            copies=np.zeros_like(rows),
+            shard=samples.shard_number[rows],
+            offset=samples.offset[rows],
+        )
+        in_file, number = runs(volumes, self.config.run)
+        run_of = np.full(len(samples.trainable), -1, dtype=np.int32)
+        run_of[rows[in_file]] = number
+        return run_of
 
     def _phase(self, epoch: int) -> int:
         return epoch * self.samples_per_epoch % self.config.global_batch

@@ -13,16 +13,16 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train.commands import Command, Pretrain, ProfileLoader, Resume, StreamFlags
 from train.errors import TrainError, UsageError
 
 if TYPE_CHECKING:
@@ -30,87 +30,6 @@ if TYPE_CHECKING:
     from train.run import FitSummary
 
 logger = logging.getLogger(__name__)
-
-
-Count = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")
-]
-"""A number that the preset gives unless the flag does."""
-Steps = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: to the end)")
-]
-"""How far to go in one call."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain:
-    """Pretrain on a dataset of shards, into a new run folder."""
-
-    shards: str
-    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
-    run: Path
-    """Run folder to make: configuration, metrics, checkpoints, loss.png."""
-    preset: str
-    """Where every other setting comes from: tiny, small, base or large."""
-    steps: Steps = None
-    """Steps to do now; `coralbay resume` goes on."""
-    total_steps: Count = None
-    """Length of the run, which the schedules span."""
-    batch_size: Count = None
-    """View sets a step."""
-    seed: int = 0
-    """Of everything random: weights, data order, views."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and make views; auto takes CUDA when there is one."""
-    loader: Literal["dali", "reference"] = "dali"
-    """How to make views; reference needs no DALI and is slower."""
-    threads: Count = None
-    """Threads that fetch and decode."""
-    checkpoint_every: Count = None
-    """Steps between checkpoints."""
-    json: bool = False
-    """End with one line of JSON on standard output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resume:
-    """Go on with a run exactly where its newest checkpoint stopped."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    steps: Steps = None
-    """Steps to do now."""
-    json: bool = False
-    """End with one line of JSON on standard output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileLoader:
-    """Measure the loader: sets a second, each stage alone, where the bottleneck is."""
-
-    url: tyro.conf.Positional[str]
-    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
-    preset: str = "small"
-    """Whose views to make: tiny, small, base or large."""
-    seconds: float = 10.0
-    """How long to measure end to end; the stages and limits take about as long again."""
-    batch_size: Count = None
-    """View sets a batch; at most the number of volumes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to make views; auto takes CUDA when there is one."""
-    loader: Literal["dali", "reference"] = "dali"
-    """How to make views; reference needs no DALI and is slower."""
-    threads: Count = None
-    """Threads that fetch and decode."""
-    json: bool = False
-    """End with one line of JSON on standard output."""
-
-
-Command = (
-    Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
-    | Annotated[Resume, tyro.conf.subcommand("resume")]
-    | Annotated[ProfileLoader, tyro.conf.subcommand("profile-loader")]
-)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -156,6 +75,8 @@ def _pretrain(command: Pretrain, console: Console) -> int:
         loader=command.loader,
         threads=command.threads,
         checkpoint_every=command.checkpoint_every,
+        data=command.data.config(),
+        stream=command.stream.config(),
     )
     with _watching(console) as watch:
         summary = start(config, command.run, steps=command.steps, watch=watch)
@@ -166,7 +87,15 @@ def _resume(command: Resume, console: Console) -> int:
     from train.run import resume
 
     with _watching(console) as watch:
-        summary = resume(command.run, steps=command.steps, watch=watch)
+        summary = resume(
+            command.run,
+            steps=command.steps,
+            watch=watch,
+            # Nothing given: as the run was started.
+            stream=None if command.stream == StreamFlags() else command.stream.config(),
+            shards=command.shards or None,
+            accept_new_data=command.accept_new_data,
+        )
     return _finish(summary, watch, as_json=command.json)
 
 
@@ -182,6 +111,8 @@ def _profile_loader(command: ProfileLoader) -> int:
         device=command.device,
         loader=command.loader,
         threads=command.threads,
+        data=command.data.config(),
+        stream=command.stream.config(),
     )
     if command.batch_size is None:
         # A preset's batch may be larger than a dataset that is only there to be measured.

@@ -17,6 +17,7 @@ import cattrs
 
 from coralbay.recipes import Recipe
 from shards.schema import Contract, Manifest, MustMatch, converter
+from train.data import DataConfig, StreamConfig
 from train.errors import UsageError
 from train.files import write_json
 
@@ -57,6 +58,10 @@ class RunConfig:
     """Length of the run: the schedules span it."""
     visits: int = 2
     """Base boxes drawn from a volume each time it is read."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which samples of the dataset."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How they are read; no batch depends on it."""
     device: Device = "auto"
     """``auto`` takes CUDA when there is one."""
     loader: LoaderKind = "dali"

@@ -19,7 +19,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from coralbay.views import ViewRecipe
-from train.loader.base import QUEUED_BATCHES, CTLoader, LoaderConfig
+from train.loader.base import QUEUED_BATCHES, CTLoader
+from train.loader.settings import LoaderConfig
 from train.loader.stages import N_SETS, Counts, StageBench
 
 STAGES = ("plan", "fetch", "decode", "graph")
@@ -93,7 +94,10 @@ class ProfileResult:
     decode_amplification: float
     """Voxels decoded over voxels that some view of their set reads."""
     read_amplification: float
-    """Bytes read over stored bytes of the touched chunks."""
+    """Bytes read over stored bytes of the touched chunks; below 1 where visits share what is read.
+    """
+    mode: str
+    """The way in, and why."""
     requests_per_set: float
     bytes_per_set: float
     bottleneck: Bottleneck
@@ -136,6 +140,7 @@ def profile_loader(
             with bench.graph() as graph:
                 times |= _take_turns({"graph": graph}, seconds / 2)
             counts = bench.counts
+        way = getattr(loader.choice, loader.choice.mode)
     stages = _stage_rates(counts, times, {"graph": config.batch_size})
     slowest = min(stages, key=lambda name: stages[name].sets_per_s)
     return ProfileResult(
@@ -147,9 +152,10 @@ def profile_loader(
         limits=_limits(counts, times),
         ratios=_ratios(times, flow.sets_per_s / stages[slowest].sets_per_s),
         decode_amplification=counts.voxels_decoded / counts.voxels_viewed,
-        read_amplification=counts.bytes_wire / max(1, counts.bytes_ideal),
-        requests_per_set=counts.requests / N_SETS,
-        bytes_per_set=counts.bytes_wire / N_SETS,
+        mode=loader.choice.sentence,
+        read_amplification=way.bytes * N_SETS / max(1, counts.bytes_ideal),
+        requests_per_set=way.requests,
+        bytes_per_set=way.bytes,
         bottleneck=_bottleneck(flow, stages, slowest),
         batch_size=config.batch_size,
         threads=config.threads,
@@ -179,7 +185,7 @@ def render(result: ProfileResult) -> RenderableType:
         f"{result.threads} threads on {result.cpu_count} cores\n"
         f"data wait {result.data_wait:.0%} of the consumer's time; "
         f"{result.requests_per_set:.1f} requests and {result.bytes_per_set / 1e6:.2f} MB a set; "
-        f"read amplification {result.read_amplification:.2f}, "
+        f"{result.mode}; read amplification {result.read_amplification:.2f}, "
         f"decode amplification {result.decode_amplification:.2f}"
     )
     return Group(table, facts, f"Bottleneck: {result.bottleneck.sentence}")
@@ -225,7 +231,7 @@ def _next(loader: CTLoader) -> int:
     return len(batch.keys)
 
 
-def _take_turns(tasks: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+def _take_turns(tasks: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     """Run all tasks in turns; the seconds of each turn. The first rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()

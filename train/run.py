@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,8 +16,17 @@ from shards.schema import Manifest
 from shards.store import open_store
 from train import checkpoint
 from train.config import Device, RunConfig, RunRecord, check_data, create_run, read_run, record_run
+from train.data import StreamConfig
 from train.errors import CheckpointError, UsageError
-from train.loader.base import CTLoader, LoaderConfig
+from train.generations import (
+    UsedGeneration,
+    accept_generation,
+    check_generation,
+    read_used,
+    write_used,
+)
+from train.loader.base import CTLoader
+from train.loader.settings import LoaderConfig
 from train.loop import fit
 from train.metrics import MetricsLog, StepRecord, read_metrics
 from train.plots import plot_run
@@ -81,11 +90,28 @@ def start(config: RunConfig, run: Path, *, steps: int | None, watch: Watch) -> F
     pick_device(config.device)
     record = record_run(config, manifest)
     create_run(run, record)
+    write_used(run, [UsedGeneration.of(manifest, 0)])
     return _go_on(run, record, None, steps=steps, watch=watch)
 
 
-def resume(run: Path, *, steps: int | None, watch: Watch) -> FitSummary:
+def resume(
+    run: Path,
+    *,
+    steps: int | None,
+    watch: Watch,
+    stream: StreamConfig | None = None,
+    shards: str | None = None,
+    accept_new_data: bool = False,
+) -> FitSummary:
     """Go on from a run's newest checkpoint, or from its beginning when it has none yet.
+
+    Args:
+        run: folder of the run.
+        steps: steps to do now; None: to the end.
+        watch: told of every step.
+        stream: how to read from now on; None as before.
+        shards: where the dataset is now, if it has moved.
+        accept_new_data: go on with another generation of the dataset, in a new order.
 
     Raises:
         UsageError: no run there, or its dataset or device is not what it was.
@@ -93,22 +119,17 @@ def resume(run: Path, *, steps: int | None, watch: Watch) -> FitSummary:
         ShardError, NonFiniteError: as for ``start``.
     """
     record = read_run(run)
-    where = record.config.shards
-    _check_generation(run, record, manifest_of(where))
-    return _go_on(run, record, checkpoint.latest(run), steps=steps, watch=watch)
-
-
-def _check_generation(run: Path, record: RunRecord, now: Manifest) -> None:
-    """Raise UsageError unless the dataset is what the run began with."""
-    if now.generation_id == record.generation_id:
-        return
-    which = ""
-    if record.generation is not None and record.generation != now.generation:
-        which = f" (it is generation {now.generation}, the run used generation {record.generation})"
-    raise UsageError(
-        f"{record.config.shards}: its shards are not those that {run} began with{which}; bring "
-        "them back, or start a new run"
-    )
+    config = record.config
+    config = replace(config, stream=stream or config.stream, shards=shards or config.shards)
+    record = replace(record, config=config)
+    saved = checkpoint.latest(run)
+    manifest = manifest_of(config.shards)
+    if accept_new_data:
+        check_data(config, manifest, config.shards)
+        done = checkpoint.read_info(saved.with_suffix(".json")).step if saved is not None else 0
+        accept_generation(run, record.generation_id, manifest, done)
+    check_generation(run, config.shards, record.generation_id, manifest)
+    return _go_on(run, record, saved, steps=steps, watch=watch)
 
 
 def last_step(config: RunConfig, done: int, steps: int | None) -> int:
@@ -138,9 +159,9 @@ def _go_on(
     state = new_state(config.recipe, seed=config.seed, device=device)
     with CTLoader(config.shards, config.recipe.views, loader_config(config, device)) as loader:
         # Once more on what was opened: the dataset may have changed a moment ago.
-        _check_generation(run, record, loader.dataset.manifest)
+        check_generation(run, config.shards, record.generation_id, loader.dataset.manifest)
         if saved is not None:
-            _restore(saved, state, loader)
+            _restore(run, saved, state, loader)
         first, last = state.step, last_step(config, state.step, steps)
         logger.info("%s: steps %d to %d on %s", run, first + 1, last, device)
         _train(run, record, state, loader, last, watch)
@@ -186,7 +207,7 @@ def _save(run: Path, record: RunRecord, state: TrainState, loader: CTLoader, los
     )
 
 
-def _restore(path: Path, state: TrainState, loader: CTLoader) -> None:
+def _restore(run: Path, path: Path, state: TrainState, loader: CTLoader) -> None:
     _, saved = checkpoint.load(path)
     try:
         state.load_state_dict(saved)
@@ -195,7 +216,12 @@ def _restore(path: Path, state: TrainState, loader: CTLoader) -> None:
         # The first line names the cause; torch lists every tensor after it.
         why = str(exc).splitlines()[0]
         raise CheckpointError(f"{path}: not a checkpoint of this run's model ({why})") from exc
-    loader.load_state_dict(position)
+    used = read_used(run)
+    if len(used) > 1 and used[-1].from_step == state.step:
+        # The order of the generation before ends with this checkpoint.
+        loader.start_at(state.step)
+    else:
+        loader.load_state_dict(position)
 
 
 def _summarise(run: Path, record: RunRecord, state: TrainState, first: int) -> FitSummary:
@@ -232,6 +258,8 @@ def loader_config(config: RunConfig, device: torch.device) -> LoaderConfig:
         batch_size=config.batch_size,
         seed=config.seed,
         visits=config.visits,
+        data=config.data,
+        stream=config.stream,
         threads=config.threads,
         device="gpu" if on_gpu else "cpu",
         loader=config.loader,

@@ -7,7 +7,8 @@ import torch
 
 from coralbay.recipes import tiny
 from shards.testing import write_toy_dataset
-from train.loader.base import CTLoader, LoaderConfig
+from train.loader.base import CTLoader
+from train.loader.settings import LoaderConfig
 
 pytestmark = pytest.mark.gpu
 

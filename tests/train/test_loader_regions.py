@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coralbay.views import draw_views, identity_recipe
+from shards.regions import OUTSIDE, chunks_per_axis, coalesce, cover
 from train.loader.params import GAMMA, LOW_HU, N_PARAMS, WIDTH_HU, pack_params
-from train.loader.regions import OUTSIDE, chunks_per_axis, coalesce, cover
 
 starts = st.tuples(*[st.integers(-70, 200)] * 3)
 

@@ -19,6 +19,7 @@ from shards.testing import withdraw, write_toy_dataset
 from train import checkpoint, loop
 from train.config import RunConfig
 from train.errors import CheckpointError, NonFiniteError, UsageError
+from train.generations import read_used
 from train.loader.base import Batch
 from train.metrics import StepRecord, read_metrics
 from train.run import resume, start
@@ -156,7 +157,7 @@ def test_a_run_ends_with_all_that_it_names(shards: str, tmp_path: Path) -> None:
     assert 0 < record.teacher_entropy <= 1
     assert record.loss == summary.loss
     names = {path.name for path in run.iterdir()}
-    files = {"config.json", "metrics.jsonl", "loss.png"}
+    files = {"config.json", "data.json", "metrics.jsonl", "loss.png"}
     assert names == files | {"checkpoint-000001.pt", "checkpoint-000001.json"}
 
 
@@ -185,7 +186,9 @@ def test_resuming_on_other_shards_is_refused(shards: str, tmp_path: Path) -> Non
     for path in data.iterdir():
         path.unlink()
     write_toy_dataset(data, 2, shape=(70, 70, 70), seed=5)
-    with pytest.raises(UsageError, match="its shards are not those"):
+    with pytest.raises(
+        UsageError, match=r"1 shard more \(2 samples\), 1 shard fewer \(2 samples\)"
+    ):
         resume(tmp_path / "run", steps=None, watch=Silent())
 
 
@@ -197,8 +200,32 @@ def test_resuming_on_another_generation_names_both(shards: str, tmp_path: Path) 
     assert (done.generation, record["generation"]) == (1, 1)
     assert done.generation_id == record["generation_id"]
     withdraw(data, ["toy-0002"])
-    with pytest.raises(UsageError, match="is generation 2, the run used generation 1"):
-        resume(tmp_path / "run", steps=None, watch=Silent())
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"is generation 2, .*used generation 1 ") as caught:
+        resume(run, steps=None, watch=Silent())
+    assert "(1 sample withdrawn); `coralbay resume" in str(caught.value)
+    # A copy of the old one elsewhere, or the new one if one says so.
+    moved = write_toy_dataset(tmp_path / "moved", 3, shape=(70, 70, 70))
+    assert resume(run, steps=1, watch=Silent(), shards=str(moved)).step == 2
+
+
+def test_going_on_with_another_generation(tmp_path: Path) -> None:
+    data = write_toy_dataset(tmp_path / "data", 3, shape=(70, 70, 70))
+    run = tmp_path / "run"
+    start(run_config(str(data), batch_size=1, total_steps=4), run, steps=1, watch=Silent())
+    for gone in ("toy-0002", "toy-0001"):  # accepted twice before it is used: once too early
+        withdraw(data, [gone])
+        with pytest.raises(UsageError, match="--accept-new-data goes on with this one"):
+            resume(run, steps=1, watch=Silent())
+        with pytest.raises(RuntimeError, match="power cut"):
+            resume(run, steps=1, watch=Silent(crash_at=2), accept_new_data=True)
+    used = [(g.from_step, g.generation) for g in read_used(run)]
+    assert used == [(0, 1), (1, 3)]
+    done = resume(run, steps=2, watch=Silent())
+    assert (done.step, done.steps_done) == (3, 2)
+    # From its own checkpoints on the new order is resumed like any other.
+    assert resume(run, steps=None, watch=Silent(), accept_new_data=True).step == 4
+    assert len(read_used(run)) == 2
 
 
 def test_a_dataset_that_changes_while_a_run_begins_is_noticed(
@@ -208,7 +235,7 @@ def test_a_dataset_that_changes_while_a_run_begins_is_noticed(
     before = train.run.manifest_of(str(data))
     withdraw(data, ["toy-0002"])
     monkeypatch.setattr(train.run, "manifest_of", lambda _: before)
-    with pytest.raises(UsageError, match="is generation 2, the run used generation 1"):
+    with pytest.raises(UsageError, match=r"is generation 2, .* used generation 1 "):
         start(run_config(str(data), batch_size=1), tmp_path / "run", steps=1, watch=Silent())
 
 

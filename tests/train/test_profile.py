@@ -10,7 +10,8 @@ from rich.console import Console
 from coralbay.views import ViewRecipe, ViewSpec
 from shards.dataset import Dataset
 from shards.testing import write_dataset
-from train.loader.base import CTLoader, LoaderConfig
+from train.loader.base import CTLoader
+from train.loader.settings import LoaderConfig
 from train.loader.stages import N_SETS, StageBench, voxels_viewed
 from train.profile import StageRate, _bottleneck, _Flow, profile_loader, render
 
@@ -54,11 +55,12 @@ def test_amplifications_are_exact(result, dataset):
         viewed += len(seen)
     assert result.decode_amplification == pytest.approx(N_SETS * 8 * 64**3 / viewed)
     nbytes = Dataset.open(dataset).chunk_rows().nbytes
-    stored = sum(int(nbytes[visit.item.sample].sum()) for visit in visits)
-    # All chunks of a volume lie side by side: nothing unwanted is between them.
-    assert result.read_amplification == pytest.approx(1.0)
-    assert result.bytes_per_set == pytest.approx(stored / N_SETS)
-    assert result.requests_per_set == 1.0  # 8 chunks of 0.3 MB fit one range of 8 MiB
+    stored = np.mean([int(nbytes[n].sum()) for n in range(3)])
+    # All chunks of a volume lie side by side, and each volume is read once for its two visits.
+    assert result.mode.startswith("stream, the cheaper way: ")
+    assert result.read_amplification == pytest.approx(0.5, rel=0.02)
+    assert result.bytes_per_set == pytest.approx(stored / 2, rel=0.02)
+    assert 0.25 <= result.requests_per_set <= 0.5  # 8 chunks of 0.3 MB fit one range of 8 MiB
 
 
 def test_json_has_what_others_rely_on(result):

@@ -99,11 +99,14 @@ print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+DATA_FLAGS = "holdout split-seed weights where "
+STREAM_FLAGS = "cache-dir cache-gib held-mib in-flight mode "
 FLAGS = {
-    "pretrain": "batch-size checkpoint-every device json loader preset run seed shards steps "
-    "threads total-steps",
-    "resume": "json steps",
-    "profile-loader": "batch-size device json loader preset seconds threads",
+    "pretrain": DATA_FLAGS + STREAM_FLAGS + "batch-size checkpoint-every device json loader preset "
+    "run seed shards steps threads total-steps",
+    "resume": STREAM_FLAGS + "accept-new-data json shards steps",
+    "profile-loader": DATA_FLAGS + STREAM_FLAGS + "batch-size device json loader preset seconds "
+    "threads",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,62 +11,32 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 
 from coralbay.views import ViewRecipe
+from shards.chunk_rows import DatasetChunks
 from shards.dataset import Dataset
-from shards.plan import Plan, PlanConfig
+from shards.decoding import ChunkDecoder
+from shards.fetching import open_fetcher
+from shards.modes import choose
+from shards.plan import Plan
+from shards.regions import chunks_per_axis
+from shards.sources import Asks, ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
 from train.errors import CheckpointError, UsageError
-from train.loader.chunks import ChunkReader
-from train.loader.feed import Feed, Loaded, Quarantined, Scheduler
+from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined, Scheduler
 from train.loader.params import N_PARAMS, Resampler
 from train.loader.reference import ReferenceRenderer
-from train.loader.regions import chunks_per_axis
 from train.loader.ring import Event, SlotRing
+from train.loader.settings import LoaderConfig
+
+logger = logging.getLogger(__name__)
 
 QUEUED_BATCHES = 3
 """Batches whose slots are taken while the next is collected: two in the graph, one handed over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How to load; ``seed``, the global batch and the visits decide what, the rest how fast."""
-
-    batch_size: int
-    """Sets a batch on this rank."""
-    rank: int = 0
-    world: int = 1
-    seed: int = 0
-    visits: int = 2
-    """Base boxes drawn from a volume each epoch."""
-    threads: int = 8
-    """Sets fetched and decoded at a time, and the graph's CPU threads (at most one a core)."""
-    prefetch: int = 8
-    """Sets kept ready beyond the batches in the graph."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where views are made and delivered."""
-    loader: Literal["dali", "reference"] = "dali"
-    resampler: Resampler | None = None
-    """None: ``affine`` on a GPU, ``resize`` on a CPU, where it is 8 times faster."""
-    precision: Literal["float16", "float32"] = "float16"
-    """Of the views."""
-    max_bad_samples: int = 10
-    """Distinct samples that may turn out unreadable before the run stops."""
-    poison: bool = False
-    """Fill freed slots with garbage: shows a slot that is freed too early. For tests."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "world", "visits", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)}: give 1 or more")
-        if not 0 <= self.rank < self.world:
-            raise UsageError(f"rank {self.rank}: not one of {self.world} ranks")
-        if self.device == "gpu" and not torch.cuda.is_available():
-            raise UsageError("device gpu: this machine has no CUDA GPU; use cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +90,9 @@ class CTLoader:
         dataset: the dataset read.
         chunks: where its chunks lie.
         plan: the sequence of visits.
+        choice: how chunks are read, and why.
         scheduler: from a position to the visit there.
-        reader: reads and decodes regions.
+        decoder: decodes regions.
         stats: counters, and time by stage (``plan``, ``fetch``, ``decode``; ``graph``: its waiting
             for decoded sets).
 
@@ -134,20 +106,19 @@ class CTLoader:
         self.views = views
         self.stats = Stats()
         self.dataset = Dataset.open(url)
-        self.chunks = self.dataset.chunk_rows()
-        samples = self.dataset.plan_samples(self.chunks)
-        plan_config = PlanConfig(
-            seed=config.seed,
-            global_batch=config.batch_size * config.world,
-            visits=config.visits,
-            box_side=views.box_side,
+        table = self.dataset.chunk_rows()
+        self.chunks = DatasetChunks(self.dataset, table)
+        samples = self.dataset.plan_samples(table)
+        self.plan = Plan(
+            config.plan_config(views.box_side), samples, self.dataset.manifest.generation_id
         )
-        self.plan = Plan(plan_config, samples, self.dataset.manifest.generation_id)
         self._check_enough(url)
         if config.loader == "dali":
             _require_dali()
         self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views)
-        self.reader = ChunkReader(self.dataset, self.chunks, self.stats)
+        self.decoder = ChunkDecoder(self.profile, self.stats)
+        self.choice = choose(config.stream.mode, self.plan, samples, self.chunks)
+        logger.info("%s: %s", self.dataset.url, self.choice.sentence)
         self._step = 0
         self._quarantine: dict[Quarantined, int] = {}
         self._running: _Running | None = None
@@ -157,6 +128,11 @@ class CTLoader:
         """Shape of a slot, ``(nz, ny, nx, c, c, c)``."""
         side = self.dataset.chunk_side
         return (chunks_per_axis(self.views.box_side, side),) * 3 + (side,) * 3
+
+    @property
+    def profile(self) -> str:
+        """How the dataset's chunks are coded."""
+        return self.dataset.manifest.contract.recorded.profile
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -208,6 +184,11 @@ class CTLoader:
         self._step = state["next_index"] // self.plan.config.global_batch
         self._quarantine = {(lane, key): -1 for lane, key in state["quarantine"]}
 
+    def start_at(self, step: int) -> None:
+        """Go on at a step, counted from 0, whatever came before; no sample is known to be bad."""
+        self.close()
+        self._step, self._quarantine = step, {}
+
     def close(self) -> None:
         """Stop threads and free memory; iterating again goes on with the next batch."""
         running, self._running = self._running, None
@@ -248,16 +229,15 @@ class CTLoader:
             pinned=config.device == "gpu",
             poison=config.poison,
         )
+        source = self.source(self.open_fetcher(), self.stats)
         feed = Feed(
             scheduler=self.scheduler,
-            reader=self.reader,
+            source=source,
+            loader=Loader(source, self.decoder, self.views, self.resampler),
             ring=ring,
             indices=self._indices(),
-            resampler=self.resampler,
-            threads=config.threads,
-            ahead=config.prefetch + config.batch_size,
+            limits=self._limits(),
             quarantine=self._quarantine,
-            max_bad_samples=config.max_bad_samples,
             stats=self.stats,
         )
         in_flight: deque[list[Loaded]] = deque()
@@ -272,6 +252,35 @@ class CTLoader:
             feed=feed, ring=ring, in_flight=in_flight, renderer=self.renderer(pull)
         )
         return self._running
+
+    def open_fetcher(self) -> Asks:
+        """What asks the storage, with threads and connections of its own."""
+        stream = self.config.stream
+        return open_fetcher(
+            self.dataset,
+            in_flight=stream.in_flight,
+            cache_dir=Path(stream.cache_dir) if stream.cache_dir else None,
+            cache_bytes=stream.cache_bytes,
+            stats=self.stats,
+        )
+
+    def source(self, fetcher: Asks, stats: Stats) -> ChunkSource:
+        """The chosen way from visits to stored chunks."""
+        if self.choice.mode == "stream":
+            return StreamSource(self.plan, self.chunks, fetcher, stats)
+        return RangeSource(self.chunks, fetcher, stats)
+
+    def _limits(self) -> FeedLimits:
+        config, plan = self.config, self.plan.config
+        # By stream, as far ahead as a lane's volumes stay: their next run is then on its way.
+        turn = plan.spread * plan.visits * config.batch_size if self.choice.mode == "stream" else 0
+        return FeedLimits(
+            threads=config.threads,
+            ahead=config.prefetch + config.batch_size,
+            fetch_ahead=max(config.stream.in_flight, turn),
+            held_bytes=config.stream.held_mib << 20,
+            max_bad_samples=config.max_bad_samples,
+        )
 
     @property
     def resampler(self) -> Resampler:

@@ -1,8 +1,10 @@
 """The plan, made real: fetches and decodes the next items in plan order, ahead of the graph.
 
+Fetching runs ahead of decoding, and decoding ahead of the graph; both are bounded.
+
 Bad samples are handled in plan order too. A sample that could not be read at position i is
 quarantined in its lane, and every later visit of that lane to it is replaced; whatever the threads'
-timing and the number of ranks, the same data give the same sequence.
+timing, the way in and the number of ranks, the same data give the same sequence.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from jaxtyping import Float64
 from numpy import ndarray
 
 from coralbay.views import N_UNIFORMS, ViewDraws, ViewRecipe, draw_views
-from shards.errors import ShardError
+from shards.decoding import ChunkDecoder
+from shards.errors import CorruptShardError, ServiceError, ShardError
+from shards.fetched import Fetched
 from shards.plan import Item, Plan, PlanSamples
+from shards.regions import Region, cover
 from shards.rng import VIEWS, uniforms
+from shards.sources import ChunkSource
 from shards.stats import Stats
 from train.errors import BadDataError
-from train.loader.chunks import ChunkReader
 from train.loader.params import Resampler, pack_params
-from train.loader.regions import Region, cover
 from train.loader.ring import Slot, SlotRing
 
 logger = logging.getLogger(__name__)
@@ -69,7 +73,7 @@ class Scheduler:
         shape = self.samples.shapes[item.sample].tolist()
         return Visit(
             item=item,
-            key=self.samples.keys[item.sample],
+            key=str(self.samples.keys[item.sample]),
             region=cover(
                 item.box_start_zyx, self.views.box_side, tuple(shape), self.samples.chunk_side
             ),
@@ -82,24 +86,67 @@ class Scheduler:
         return flat.reshape(n, N_UNIFORMS)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fetching:
+    visit: Visit
+    fetched: Fetched
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Pending:
     visit: Visit
     slot: Slot
     done: Future[None]
 
 
-def load(
-    reader: ChunkReader, sizes: tuple[int, ...], resampler: Resampler, visit: Visit, slot: Slot
-) -> None:
-    """Fetch and decode one visit into a slot, and put its view parameters beside it.
+@dataclass(frozen=True, kw_only=True)
+class FeedLimits:
+    """How far a feed works ahead."""
 
-    Raises:
-        ShardError, OSError: its sample cannot be read.
+    threads: int
+    """Items decoded at a time."""
+    ahead: int
+    """Items decoded ahead, or being decoded."""
+    fetch_ahead: int
+    """Items asked for ahead of those."""
+    held_bytes: int
+    """Stored bytes asked for and kept, above which nothing more is asked for ahead."""
+    max_bad_samples: int
+    """Distinct samples that may turn out bad before the run stops."""
+
+
+class Loader:
+    """Turns what was fetched into the content of a slot. Thread-safe.
+
+    Args:
+        source: where damaged bytes are asked for again.
+        decoder: of the dataset.
+        views: what a set is.
+        resampler: how view parameters are packed.
     """
-    fetched = reader.fetch(visit.item.sample, visit.region)
-    reader.decode(visit.region, fetched, slot.chunks)
-    slot.params[:] = pack_params(visit.draws, visit.region.origin_zyx, sizes, resampler)
+
+    def __init__(
+        self, source: ChunkSource, decoder: ChunkDecoder, views: ViewRecipe, resampler: Resampler
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._sizes = views.sizes
+        self._resampler = resampler
+
+    def load(self, visit: Visit, fetched: Fetched, slot: Slot) -> None:
+        """Decode one visit into a slot, and put its view parameters beside it.
+
+        Raises:
+            ShardError, OSError: its sample cannot be read.
+        """
+        try:
+            self._decoder.decode(fetched, slot.chunks)
+        except CorruptShardError:
+            # Damaged on the way, or in a cache: what the storage itself says now decides.
+            again = self._source.fetch_again(visit.item, visit.region)
+            self._decoder.decode(again, slot.chunks)
+        origin = visit.region.origin_zyx
+        slot.params[:] = pack_params(visit.draws, origin, self._sizes, self._resampler)
 
 
 class Feed:
@@ -107,14 +154,12 @@ class Feed:
 
     Args:
         scheduler: what stands at each position.
-        reader: where voxels come from.
-        ring: where they go; it bounds how far ahead the feed runs.
+        source: where stored chunks come from.
+        loader: what makes voxels of them.
+        ring: where those go.
         indices: positions to load, without end.
-        resampler: how view parameters are packed.
-        threads: items fetched and decoded at a time.
-        ahead: items in preparation at a time.
+        limits: how far it works ahead.
         quarantine: samples known to be bad.
-        max_bad_samples: distinct samples that may turn out bad before the run stops.
         stats: where to count ``bad_samples`` and time the stage ``plan``.
     """
 
@@ -122,25 +167,25 @@ class Feed:
         self,
         *,
         scheduler: Scheduler,
-        reader: ChunkReader,
+        source: ChunkSource,
+        loader: Loader,
         ring: SlotRing,
         indices: Iterable[int],
-        resampler: Resampler,
-        threads: int,
-        ahead: int,
+        limits: FeedLimits,
         quarantine: Iterable[Quarantined],
-        max_bad_samples: int,
         stats: Stats,
     ) -> None:
         self._scheduler = scheduler
+        self._source = source
+        self._loader = loader
         self._ring = ring
         self._indices = iter(indices)
-        self._ahead = ahead
-        self._max_bad = max_bad_samples
+        self._limits = limits
         self._stats = stats
+        self._fetching: deque[_Fetching] = deque()
         self._pending: deque[_Pending] = deque()
-        self._load = partial(load, reader, scheduler.views.sizes, resampler)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="coralbay-feed")
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="coralbay-feed")
+        self._closed = False
         self.quarantine: dict[Quarantined, int] = dict.fromkeys(quarantine, -1)
         """Bad samples, and the position at which each was found (-1: known before)."""
 
@@ -149,30 +194,51 @@ class Feed:
 
         Raises:
             BadDataError: more samples are unreadable than the budget allows.
+            ServiceError: the storage does not serve, or not us.
         """
         self._fill()
         if not self._pending:
-            self._submit(next(self._indices), self._ring.wait())
+            self._decode(self._ring.wait())
         pending = self._pending.popleft()
         while not self._succeeded(pending):
+            self._source.done(pending.visit.item)
             visit = self._first_allowed(pending.visit.item.index, pending.visit.item.attempt + 1)
-            pending = self._start(visit, pending.slot)
+            pending = self._start(self._ask(visit), pending.slot)
+        self._source.done(pending.visit.item)
         return Loaded(visit=pending.visit, slot=pending.slot)
 
     def close(self) -> None:
         """Stop the threads; what is being prepared is dropped."""
+        self._closed = True
+        self._source.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
+        self._fetching.clear()
 
     def _fill(self) -> None:
-        while len(self._pending) < self._ahead:
+        """Ask for more, and give slots to what was asked for, as far as the limits go."""
+        while len(self._pending) < self._limits.ahead:
             slot = self._ring.acquire()
             if slot is None:
-                return
-            self._submit(next(self._indices), slot)
+                break
+            self._decode(slot)
+        while (
+            len(self._fetching) < self._limits.fetch_ahead
+            and self._source.held_bytes < self._limits.held_bytes
+        ):
+            self._ask_next()
 
-    def _submit(self, index: int, slot: Slot) -> None:
-        self._pending.append(self._start(self._first_allowed(index, 0), slot))
+    def _ask_next(self) -> None:
+        self._fetching.append(self._ask(self._first_allowed(next(self._indices), 0)))
+
+    def _ask(self, visit: Visit) -> _Fetching:
+        return _Fetching(visit=visit, fetched=self._source.fetch(visit.item, visit.region))
+
+    def _decode(self, slot: Slot) -> None:
+        """Give a slot to the next item."""
+        if not self._fetching:
+            self._ask_next()
+        self._pending.append(self._start(self._fetching.popleft(), slot))
 
     def _first_allowed(self, index: int, attempt: int) -> Visit:
         """The visit at a position, replaced until its sample is not quarantined in its lane."""
@@ -187,8 +253,26 @@ class Feed:
             "check the dataset with `ingest verify`"
         )
 
-    def _start(self, visit: Visit, slot: Slot) -> _Pending:
-        return _Pending(visit=visit, slot=slot, done=self._pool.submit(self._load, visit, slot))
+    def _start(self, fetching: _Fetching, slot: Slot) -> _Pending:
+        """Decode as soon as everything is there."""
+        visit, fetched, done = fetching.visit, fetching.fetched, Future[None]()
+
+        def load() -> None:
+            try:
+                self._loader.load(visit, fetched, slot)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        def submit() -> None:
+            # Ranges that are dropped when all ends are done as well; nobody waits for them.
+            if not self._closed:
+                with suppress(RuntimeError):
+                    self._pool.submit(load)
+
+        fetched.when_done(submit)
+        return _Pending(visit=visit, slot=slot, done=done)
 
     def _succeeded(self, pending: _Pending) -> bool:
         """Wait for a load. False if its sample is bad, or was found so after the load began."""
@@ -198,7 +282,7 @@ class Feed:
             return False
         if error is None:
             return True
-        if not isinstance(error, ShardError | OSError):
+        if isinstance(error, ServiceError) or not isinstance(error, ShardError | OSError):
             raise error
         self._quarantine(where, pending.visit, error)
         return False
@@ -208,8 +292,8 @@ class Feed:
         self.quarantine[where] = visit.item.index
         self._stats.count(bad_samples=1)
         logger.warning("sample %s cannot be read and is replaced: %s", visit.key, error)
-        if len(bad) > self._max_bad:
+        if len(bad) > self._limits.max_bad_samples:
             raise BadDataError(
-                f"{len(bad)} samples cannot be read, more than the {self._max_bad} allowed; "
-                f"the last: {visit.key} ({error}); check the dataset with `ingest verify`"
+                f"{len(bad)} samples cannot be read, more than the {self._limits.max_bad_samples} "
+                f"allowed; the last: {visit.key} ({error}); check the dataset with `ingest verify`"
             ) from error

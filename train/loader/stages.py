@@ -20,12 +20,13 @@ from obstore.store import LocalStore
 
 from coralbay.views import ViewRecipe
 from shards.codec import CRC_BYTES
+from shards.decoding import ChunkDecoder
+from shards.fetched import Bytes, Fetched
 from shards.profiles import get_profile
 from shards.stats import Stats
 from shards.store import Store, get_range
 from train.loader.base import QUEUED_BATCHES, CTLoader
-from train.loader.chunks import ChunkReader
-from train.loader.feed import Loaded, Visit, load
+from train.loader.feed import Loaded, Loader, Visit
 from train.loader.params import N_PARAMS
 from train.loader.ring import SlotRing
 
@@ -58,18 +59,27 @@ class StageBench:
     def __init__(self, loader: CTLoader) -> None:
         self._loader = loader
         self._visits = [loader.scheduler.visit(index, 0) for index in range(N_SETS)]
-        self._profile = get_profile(loader.dataset.manifest.contract.recorded.profile)
+        self._profile = get_profile(loader.profile)
         stats = Stats()
-        self._reader = ChunkReader(loader.dataset, loader.chunks, stats)
-        self._pool = ThreadPoolExecutor(loader.config.threads, thread_name_prefix="coralbay-bench")
+        self._decoder = ChunkDecoder(loader.profile, stats)
+        self._fetcher = loader.open_fetcher()
+        config = loader.config
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="coralbay-bench")
+        self._readers = ThreadPoolExecutor(
+            config.stream.in_flight, thread_name_prefix="coralbay-read"
+        )
         self._scratch: SimpleQueue[Int16[ndarray, "nz ny nx c c c"]] = SimpleQueue()
-        for _ in range(loader.config.threads):
+        for _ in range(config.threads):
             self._scratch.put(np.zeros(loader.chunks_shape, dtype=np.int16))
-        self._fetched = [self._reader.fetch(v.item.sample, v.region) for v in self._visits]
+        self._fetched = self._fetch()
         self._decode()
+        self._asked = _Recorder()
+        source = loader.source(self._asked, stats)
+        for visit in self._visits:
+            source.fetch(visit.item, visit.region)
         self.counts = _counts(stats, loader.views, self._visits)
 
-    def tasks(self) -> dict[str, Callable[[], None]]:
+    def tasks(self) -> dict[str, Callable[[], object]]:
         """By name; stages stand next to their limits, so that both see the same weather."""
         return {
             "plan": self._plan,
@@ -108,25 +118,25 @@ class StageBench:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._fetcher.close()
         self._pool.shutdown()
+        self._readers.shutdown()
 
     def _plan(self) -> None:
         for index in range(N_SETS):
             self._loader.scheduler.visit(index, 0)
 
     def _read(self) -> None:
-        """Ask for the same ranges and throw them away."""
+        """Ask for the same ranges, as many at a time, and throw them away."""
         store = self._loader.dataset.store
+        list(self._readers.map(lambda asked: _raw_read(store, *asked), self._asked.ranges))
 
-        def one(visit: Visit) -> None:
-            path, ranges, _ = self._reader.ranges(visit.item.sample, visit.region)
-            for span in ranges:
-                _raw_read(store, path, span.start, span.stop - span.start)
-
-        self._each(one)
-
-    def _fetch(self) -> None:
-        self._each(lambda visit: self._reader.fetch(visit.item.sample, visit.region))
+    def _fetch(self) -> list[Fetched]:
+        source = self._loader.source(self._fetcher, Stats())
+        fetched = [source.fetch(visit.item, visit.region) for visit in self._visits]
+        for one in fetched:
+            one.wait()
+        return fetched
 
     def _memcpy(self) -> None:
         """Copy as many bytes as decoding writes, from memory that no cache holds whole."""
@@ -154,22 +164,19 @@ class StageBench:
         def one(number: int) -> None:
             with self._slot() as slot:
                 out = slot.reshape(self._loader.chunks_shape)
-                self._reader.decode(self._visits[number].region, self._fetched[number], out)
+                self._decoder.decode(self._fetched[number], out)
 
         self._each_number(one)
-
-    def _each(self, one: Callable[[Visit], object]) -> None:
-        list(self._pool.map(one, self._visits))
 
     def _each_number(self, one: Callable[[int], object]) -> None:
         list(self._pool.map(one, range(N_SETS)))
 
     def _stored(self, number: int) -> Iterator[tuple[int, memoryview]]:
         """Places in the slot and stored bytes of one set's chunks."""
-        places = self._visits[number].region.places.tolist()
-        for place, stored in zip(places, self._fetched[number].stored, strict=True):
-            if stored is not None:
-                yield place, stored
+        fetched = self._fetched[number]
+        for place, piece in zip(fetched.places.tolist(), fetched.pieces, strict=True):
+            if piece is not None:
+                yield place, piece.result()
 
     @contextmanager
     def _slot(self) -> Iterator[Int16[ndarray, "n c c c"]]:
@@ -189,14 +196,32 @@ class StageBench:
             params_shape=(self._loader.views.n_views, N_PARAMS),
             pinned=self._loader.config.device == "gpu",
         )
+        source = self._loader.source(self._fetcher, Stats())
+        loader = Loader(source, self._decoder, self._loader.views, self._loader.resampler)
         loaded = []
         for n in range(size * QUEUED_BATCHES):
             visit, slot = self._visits[n % N_SETS], ring.wait()
-            load(self._reader, self._loader.views.sizes, self._loader.resampler, visit, slot)
+            loader.load(visit, self._fetched[n % N_SETS], slot)
             loaded.append(Loaded(visit=visit, slot=slot))
         ends = range(0, len(loaded) + 1, size)
         while True:
             yield from (loaded[start:stop] for start, stop in pairwise(ends))
+
+
+class _Recorder:
+    """Stands for a fetcher: notes what is asked for, and gives nothing."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[str, int, int]] = []
+
+    def submit(
+        self, path: str, offset: int, nbytes: int, priority: int, *, fresh: bool = False
+    ) -> Bytes:
+        self.ranges.append((path, offset, nbytes))
+        return Bytes()
+
+    def close(self) -> None:
+        pass
 
 
 def voxels_viewed(views: ViewRecipe, visit: Visit) -> int:
@@ -212,7 +237,7 @@ def voxels_viewed(views: ViewRecipe, visit: Visit) -> int:
 def _counts(stats: Stats, views: ViewRecipe, visits: list[Visit]) -> Counts:
     counted = stats.counters()
     return Counts(
-        requests=counted["requests"],
+        requests=counted["ranges"],
         bytes_wire=counted["bytes_wire"],
         bytes_ideal=counted["bytes_ideal"],
         voxels_decoded=counted["voxels_decoded"],

@@ -92,18 +92,19 @@ def coalesce(
         max_gap: neighbours at most this far apart share a range.
         max_range: a range grows no longer than this, unless one piece is.
     """
-    ranges: list[ByteRange] = []
+    groups: list[tuple[int, int, list[int]]] = []
+    starts = offsets.tolist()
+    sizes = nbytes.tolist()
     for piece in np.argsort(offsets, kind="stable").tolist():
-        start, stop = int(offsets[piece]), int(offsets[piece]) + int(nbytes[piece])
-        if ranges:
-            last = ranges[-1]
-            if start - last.stop <= max_gap and stop - last.start <= max_range:
-                ranges[-1] = ByteRange(
-                    start=last.start, stop=max(last.stop, stop), pieces=(*last.pieces, piece)
-                )
+        start, stop = starts[piece], starts[piece] + sizes[piece]
+        if groups:
+            first, last, pieces = groups[-1]
+            if start - last <= max_gap and stop - first <= max_range:
+                pieces.append(piece)
+                groups[-1] = (first, max(last, stop), pieces)
                 continue
-        ranges.append(ByteRange(start=start, stop=stop, pieces=(piece,)))
-    return ranges
+        groups.append((start, stop, [piece]))
+    return [ByteRange(start=a, stop=b, pieces=tuple(pieces)) for a, b, pieces in groups]
 
 
 def _c_order(position: Int64[ndarray, "3 n"], grid: Int64[ndarray, " 3"]) -> Int64[ndarray, " n"]:

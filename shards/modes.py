@@ -1,0 +1,94 @@
+"""Which way in costs less: stream or range, counted on the first visits of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shards.plan import Plan, PlanSamples
+from shards.regions import ByteRange, cover
+from shards.sources import ChunkRows, Mode, spans_of_box, spans_of_run
+
+N_RUNS = 8
+"""Runs that are counted."""
+REQUEST_BYTES = 256 * 1024
+"""What a request costs, in bytes that could have been read instead: the rule that joins ranges.
+With many requests in flight its latency is hidden, but its price and the storage's limit stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What a set takes, on average."""
+
+    requests: float
+    bytes: float
+
+    @property
+    def cost(self) -> float:
+        """In bytes."""
+        return self.bytes + REQUEST_BYTES * self.requests
+
+    def __str__(self) -> str:
+        return f"{self.bytes / 1e6:.2f} MB in {self.requests:.2f} requests a set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A way in, and why."""
+
+    mode: Mode
+    stream: Way
+    range: Way
+    asked: bool
+    """By the user, not counted."""
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        other: Mode = "range" if self.mode == "stream" else "stream"
+        ways = {"stream": self.stream, "range": self.range}
+        why = "as asked" if self.asked else "the cheaper way"
+        return f"{self.mode}, {why}: {ways[self.mode]}; {other} would take {ways[other]}"
+
+
+def choose(
+    asked: Literal["auto", "stream", "range"], plan: Plan, samples: PlanSamples, rows: ChunkRows
+) -> Choice:
+    """Count both ways over the first runs; the same for every rank.
+
+    Raises:
+        ShardError: a chunk table cannot be read.
+    """
+    stream, by_range = _count(plan, samples, rows)
+    mode: Mode = "stream" if stream.cost <= by_range.cost else "range"
+    if asked != "auto":
+        mode = asked
+    return Choice(mode=mode, stream=stream, range=by_range, asked=asked != "auto")
+
+
+def _count(plan: Plan, samples: PlanSamples, rows: ChunkRows) -> tuple[Way, Way]:
+    config = plan.config
+    streamed: list[ByteRange] = []
+    ranged: list[ByteRange] = []
+    sets = 0
+    for lane in range(min(N_RUNS, config.global_batch)):
+        run = plan.run_ahead(lane)
+        streamed += spans_of_run(rows, run)
+        # Turn t of a lane, and its visits, lie B and m * B positions further on.
+        for turn in range(min(len(run), config.spread)):
+            for visit in range(config.visits):
+                index = (turn + visit * config.spread) * config.global_batch + lane
+                item = plan.item(index)
+                shape = samples.shapes[item.sample].tolist()
+                box = (item.box_start_zyx, config.box_side, tuple(shape), samples.chunk_side)
+                ranged += spans_of_box(rows, item.sample, cover(*box))
+                sets += 1
+    # A run is streamed once for all visits of all its volumes.
+    per_run = sum(len(plan.run_ahead(lane)) for lane in range(min(N_RUNS, config.global_batch)))
+    return _way(streamed, per_run * config.visits), _way(ranged, sets)
+
+
+def _way(spans: list[ByteRange], sets: int) -> Way:
+    return Way(
+        requests=len(spans) / sets, bytes=sum(span.stop - span.start for span in spans) / sets
+    )

@@ -1,0 +1,265 @@
+"""Two ways from a visit to the stored chunks of its box: by range, and by stream.
+
+*Range* asks for the chunks that the box touches. *Stream* asks for whole volumes, a run of
+neighbours at a time in long ranges, ahead of their turn, and keeps them until their last visit has
+been made. Both give the same chunks; they differ in bytes and requests alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32, Int64
+from numpy import ndarray
+
+from shards.errors import CorruptShardError
+from shards.fetched import Bytes, Fetched, Piece
+from shards.plan import Item, Plan
+from shards.regions import OUTSIDE, ByteRange, Region, coalesce
+from shards.stats import Stats
+
+Mode = Literal["stream", "range"]
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """What a source needs of a fetcher."""
+
+    def submit(
+        self, path: str, offset: int, nbytes: int, priority: int, *, fresh: bool = False
+    ) -> Bytes:
+        """Ask for a range; smaller priorities are served first, ``fresh`` ones by no cache."""
+
+    def close(self) -> None:
+        """Stop; what is still on its way fails."""
+
+
+@runtime_checkable
+class ChunkRows(Protocol):
+    """Where the stored chunks of each sample are."""
+
+    def chunks(self, sample: int) -> tuple[Int64[ndarray, " _n"], Int32[ndarray, " _n"]]:
+        """Offsets in the shard, and bytes (0: absent), of a sample's chunks in C order."""
+
+    def shard(self, sample: int) -> str:
+        """Name of the sample's shard."""
+
+
+@runtime_checkable
+class ChunkSource(Protocol):
+    """Gives the chunks of visits."""
+
+    mode: Mode
+
+    def fetch(self, item: Item, region: Region) -> Fetched:
+        """Ask for the chunks of a visit; visits come in the order of the plan."""
+
+    def fetch_again(self, item: Item, region: Region) -> Fetched:
+        """Ask once more for what came damaged, from the storage itself."""
+
+    def done(self, item: Item) -> None:
+        """A visit is over: what it alone needed may go."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Stored bytes asked for ahead and kept."""
+
+    def close(self) -> None:
+        """Stop asking; what is still on its way fails."""
+
+
+class RangeSource:
+    """By range. Used from one thread, except ``fetch_again``.
+
+    Args:
+        rows: where chunks are.
+        fetcher: asks for them.
+        stats: where to count ``ranges`` asked for and ``bytes_wire``.
+    """
+
+    mode: Mode = "range"
+
+    def __init__(self, rows: ChunkRows, fetcher: Asks, stats: Stats) -> None:
+        self._rows = rows
+        self._fetcher = fetcher
+        self._stats = stats
+        self._held: dict[int, int] = {}
+        self._held_bytes = 0
+
+    def fetch(self, item: Item, region: Region) -> Fetched:
+        """See ``ChunkSource``."""
+        fetched, nbytes = self._ask(item, region, fresh=False)
+        self._held[item.index] = nbytes
+        self._held_bytes += nbytes
+        return fetched
+
+    def fetch_again(self, item: Item, region: Region) -> Fetched:
+        """See ``ChunkSource``."""
+        return self._ask(item, region, fresh=True)[0]
+
+    def done(self, item: Item) -> None:
+        """See ``ChunkSource``."""
+        self._held_bytes -= self._held.pop(item.index, 0)
+
+    @property
+    def held_bytes(self) -> int:
+        """See ``ChunkSource``."""
+        return self._held_bytes
+
+    def close(self) -> None:
+        """See ``ChunkSource``."""
+        self._fetcher.close()
+
+    def _ask(self, item: Item, region: Region, *, fresh: bool) -> tuple[Fetched, int]:
+        offsets, nbytes = self._rows.chunks(item.sample)
+        wanted, sizes = touched(region, nbytes, item.sample)
+        at = offsets[region.chunks[wanted]]
+        pieces: list[Piece | None] = [None] * len(region.chunks)
+        path, total = self._rows.shard(item.sample), 0
+        spans = coalesce(at, sizes)
+        for span in spans:
+            length = span.stop - span.start
+            total += length
+            answer = self._fetcher.submit(path, span.start, length, item.index, fresh=fresh)
+            for n in span.pieces:
+                start = int(at[n]) - span.start
+                pieces[wanted[n]] = Piece(range=answer, start=start, nbytes=int(sizes[n]))
+        self._stats.count(ranges=len(spans), bytes_wire=total)
+        self._stats.add("fetch", items=1, nbytes=total)
+        return Fetched(places=region.places, pieces=pieces), total
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Held:
+    """A volume whose chunks were all asked for."""
+
+    pieces: dict[int, Piece]
+    """By chunk number."""
+    nbytes: int
+
+
+class StreamSource:
+    """By stream. Used from one thread, except ``fetch_again``.
+
+    Args:
+        plan: says what each lane takes next.
+        rows: where chunks are.
+        fetcher: asks for them.
+        stats: as for ``RangeSource``.
+    """
+
+    mode: Mode = "stream"
+
+    def __init__(self, plan: Plan, rows: ChunkRows, fetcher: Asks, stats: Stats) -> None:
+        self._plan = plan
+        self._rows = rows
+        self._fetcher = fetcher
+        self._stats = stats
+        self._by_range = RangeSource(rows, fetcher, stats)
+        self._held: dict[int, _Held] = {}
+        self._held_bytes = 0
+
+    def fetch(self, item: Item, region: Region) -> Fetched:
+        """See ``ChunkSource``; a replacement is read by range."""
+        if item.attempt:
+            return self._by_range.fetch(item, region)
+        if item.volume not in self._held:
+            self._ask_for_run(item)
+        held = self._held[item.volume]
+        _, nbytes = self._rows.chunks(item.sample)
+        wanted, _ = touched(region, nbytes, item.sample)
+        pieces: list[Piece | None] = [None] * len(region.chunks)
+        for n in wanted.tolist():
+            pieces[n] = held.pieces[int(region.chunks[n])]
+        self._stats.add("fetch", items=1)
+        return Fetched(places=region.places, pieces=pieces)
+
+    def fetch_again(self, item: Item, region: Region) -> Fetched:
+        """See ``ChunkSource``."""
+        return self._by_range.fetch_again(item, region)
+
+    def done(self, item: Item) -> None:
+        """See ``ChunkSource``."""
+        self._by_range.done(item)
+        if item.visit == self._plan.config.visits - 1 and item.volume in self._held:
+            self._held_bytes -= self._held.pop(item.volume).nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """See ``ChunkSource``."""
+        return self._held_bytes + self._by_range.held_bytes
+
+    def close(self) -> None:
+        """See ``ChunkSource``."""
+        self._fetcher.close()
+
+    def _ask_for_run(self, item: Item) -> None:
+        """Ask for a volume and for those of its run that its lane takes next."""
+        step = self._plan.config.global_batch
+        samples = self._plan.run_ahead(item.volume)
+        at, sizes, owner, number = _stored(self._rows, samples)
+        found: list[dict[int, Piece]] = [{} for _ in samples]
+        spans = [(min(owner[n] for n in s.pieces), s) for s in coalesce(at, sizes)]
+        path = self._rows.shard(item.sample)
+        for first, span in sorted(spans, key=lambda pair: pair[0]):
+            # The first of its volumes to come says how urgent a range is.
+            priority = item.index + first * step
+            answer = self._fetcher.submit(path, span.start, span.stop - span.start, priority)
+            for n in span.pieces:
+                piece = Piece(range=answer, start=int(at[n]) - span.start, nbytes=int(sizes[n]))
+                found[owner[n]][number[n]] = piece
+        total = sum(span.stop - span.start for _, span in spans)
+        self._stats.count(ranges=len(spans), bytes_wire=total)
+        self._stats.add("fetch", nbytes=total)
+        for n, pieces in enumerate(found):
+            nbytes = sum(piece.nbytes for piece in pieces.values())
+            self._held[item.volume + n * step] = _Held(pieces=pieces, nbytes=nbytes)
+            self._held_bytes += nbytes
+
+
+def _stored(
+    rows: ChunkRows, samples: list[int]
+) -> tuple[Int64[ndarray, " n"], Int32[ndarray, " n"], list[int], list[int]]:
+    """All stored chunks of some samples: offset, bytes, whose (position in the list), number."""
+    tables = [rows.chunks(sample) for sample in samples]
+    numbers = [np.flatnonzero(nbytes) for _, nbytes in tables]
+    pairs = list(zip(tables, numbers, strict=True))
+    return (
+        np.concatenate([offsets[there] for (offsets, _), there in pairs]),
+        np.concatenate([nbytes[there] for (_, nbytes), there in pairs]),
+        np.repeat(np.arange(len(samples)), [len(there) for there in numbers]).tolist(),
+        np.concatenate(numbers).tolist(),
+    )
+
+
+def touched(
+    region: Region, nbytes: Int32[ndarray, " c"], sample: int
+) -> tuple[Int64[ndarray, " w"], Int32[ndarray, " w"]]:
+    """Rows of a region whose chunk is stored, and the stored bytes of each.
+
+    Raises:
+        CorruptShardError: the chunk table lists fewer chunks than the region needs.
+    """
+    if region.chunks.max() >= len(nbytes):
+        raise CorruptShardError(
+            f"sample {sample}: its shape needs more than the {len(nbytes)} chunks listed; "
+            "check the dataset with `ingest verify`"
+        )
+    sizes = np.where(region.chunks == OUTSIDE, 0, nbytes[region.chunks])
+    wanted = np.flatnonzero(sizes)
+    return wanted, sizes[wanted]
+
+
+def spans_of_box(rows: ChunkRows, sample: int, region: Region) -> list[ByteRange]:
+    """What a visit by range asks for."""
+    offsets, nbytes = rows.chunks(sample)
+    wanted, sizes = touched(region, nbytes, sample)
+    return coalesce(offsets[region.chunks[wanted]], sizes)
+
+
+def spans_of_run(rows: ChunkRows, samples: list[int]) -> list[ByteRange]:
+    """What a run's volumes take by stream."""
+    at, sizes, _, _ = _stored(rows, samples)
+    return coalesce(at, sizes)

@@ -1,0 +1,143 @@
+"""What can be asked of the `coralbay` command; no heavy import, so that help is instant."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.data import DataConfig, StreamConfig, parse_weights
+
+Count = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the preset's)")
+]
+"""A number that the preset gives unless the flag does."""
+Steps = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: to the end)")
+]
+"""How far to go in one call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which samples to take."""
+
+    where: str = ""
+    """Take only samples for which this holds, e.g. 'slice_mm <= 3 and contrast'."""
+    weights: tuple[str, ...] = ()
+    """Shares of the sources, e.g. lidc=1 own=3; every volume once an epoch when left out."""
+    holdout: float = 0.0
+    """Keep this share of the subjects apart, never to be trained on."""
+    split_seed: int = 0
+    """Which subjects that is."""
+
+    def config(self) -> DataConfig:
+        """As a setting of a run."""
+        return DataConfig(
+            where=self.where,
+            weights=parse_weights(self.weights),
+            holdout=self.holdout,
+            split_seed=self.split_seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamFlags:
+    """How to read shards; no batch depends on it."""
+
+    mode: Literal["auto", "stream", "range"] = "auto"
+    """Read whole volumes, the touched chunks alone, or what takes less."""
+    in_flight: int = 32
+    """Requests to the storage at a time."""
+    held_mib: int = 2048
+    """Memory for stored bytes that are read ahead."""
+    cache_dir: str = ""
+    """Keep shards of a remote storage in this folder, which processes may share."""
+    cache_gib: float = 100.0
+    """Most that the folder may hold."""
+
+    def config(self) -> StreamConfig:
+        """As a setting of a run."""
+        return StreamConfig(**asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pretrain on a dataset of shards, into a new run folder."""
+
+    shards: str
+    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
+    run: Path
+    """Run folder to make: configuration, metrics, checkpoints, loss.png."""
+    preset: str
+    """Where every other setting comes from: tiny, small, base or large."""
+    steps: Steps = None
+    """Steps to do now; `coralbay resume` goes on."""
+    total_steps: Count = None
+    """Length of the run, which the schedules span."""
+    batch_size: Count = None
+    """View sets a step."""
+    seed: int = 0
+    """Of everything random: weights, data order, views."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train and make views; auto takes CUDA when there is one."""
+    loader: Literal["dali", "reference"] = "dali"
+    """How to make views; reference needs no DALI and is slower."""
+    threads: Count = None
+    """Threads that decode."""
+    checkpoint_every: Count = None
+    """Steps between checkpoints."""
+    data: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
+    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run exactly where its newest checkpoint stopped."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    steps: Steps = None
+    """Steps to do now."""
+    shards: str = ""
+    """Where the dataset is now, if it has moved."""
+    accept_new_data: bool = False
+    """Go on with another generation of the dataset, in a new order from this step on."""
+    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileLoader:
+    """Measure the loader: sets a second, each stage alone, where the bottleneck is."""
+
+    url: tyro.conf.Positional[str]
+    """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
+    preset: str = "small"
+    """Whose views to make: tiny, small, base or large."""
+    seconds: float = 10.0
+    """How long to measure end to end; the stages and limits take about as long again."""
+    batch_size: Count = None
+    """View sets a batch; at most the number of volumes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to make views; auto takes CUDA when there is one."""
+    loader: Literal["dali", "reference"] = "dali"
+    """How to make views; reference needs no DALI and is slower."""
+    threads: Count = None
+    """Threads that decode."""
+    data: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
+    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    json: bool = False
+    """End with one line of JSON on standard output."""
+
+
+Command = (
+    Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+    | Annotated[Resume, tyro.conf.subcommand("resume")]
+    | Annotated[ProfileLoader, tyro.conf.subcommand("profile-loader")]
+)

@@ -1,0 +1,65 @@
+"""How a loader loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from shards.plan import PlanConfig
+from train.data import DataConfig, StreamConfig
+from train.errors import UsageError
+from train.loader.params import Resampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How to load; the first part decides what comes, the second how fast."""
+
+    batch_size: int
+    """Sets a batch on this rank."""
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    visits: int = 2
+    """Base boxes drawn from a volume each epoch."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which samples come."""
+
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """How they are read."""
+    threads: int = 8
+    """Sets decoded at a time, and the graph's CPU threads (at most one a core)."""
+    prefetch: int = 8
+    """Sets kept ready beyond the batches in the graph."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where views are made and delivered."""
+    loader: Literal["dali", "reference"] = "dali"
+    resampler: Resampler | None = None
+    """None: ``affine`` on a GPU, ``resize`` on a CPU, where it is 8 times faster."""
+    precision: Literal["float16", "float32"] = "float16"
+    """Of the views."""
+    max_bad_samples: int = 10
+    """Distinct samples that may turn out unreadable before the run stops."""
+    poison: bool = False
+    """Fill freed slots with garbage: shows a slot that is freed too early. For tests."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "world", "visits", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"rank {self.rank}: not one of {self.world} ranks")
+        if self.device == "gpu" and not torch.cuda.is_available():
+            raise UsageError("device gpu: this machine has no CUDA GPU; use cpu")
+
+    def plan_config(self, box_side: int) -> PlanConfig:
+        """What decides the sequence, together with the data."""
+        return PlanConfig(
+            seed=self.seed,
+            global_batch=self.batch_size * self.world,
+            visits=self.visits,
+            box_side=box_side,
+            weights=tuple(sorted(self.data.weights.items())),
+        )
