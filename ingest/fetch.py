@@ -8,12 +8,12 @@ from contextlib import closing
 from typing import IO
 
 from ingest.errors import Reason, SeriesError
-from ingest.prefetch import prefetch
 from ingest.readahead import open_whole, read_whole
 from ingest.refs import FileRef
 from ingest.remote import READ_THREADS, is_url, read_range
 from ingest.scratch import SCRATCH
 from ingest.streams import BROKEN_STREAM, HEAD_BYTES, decompress, open_zip, opener_of, tar_members
+from shards.prefetch import prefetch
 
 
 def read_files(refs: Collection[FileRef]) -> Iterator[tuple[FileRef, bytes]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import IO
 
 from ingest.listing import Source
-from ingest.prefetch import prefetch
 from ingest.ranges import open_ranges
 from ingest.refs import SourceProblem, unreadable
 from ingest.remote import (
@@ -24,6 +23,7 @@ from ingest.remote import (
     read_object,
     read_range,
 )
+from shards.prefetch import prefetch
 
 LOCAL_HEAD_BYTES = 1 << 14
 """Of a local file: the pixels of 97 in 100 CT files begin before this."""

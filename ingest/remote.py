@@ -18,8 +18,8 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from ingest.errors import IngestError, UsageError
-from ingest.prefetch import prefetch
 from ingest.ranges import open_ranges
+from shards.prefetch import prefetch
 
 MAX_RETRIES = 8
 RETRY_TIMEOUT_S = 120.0

@@ -23,11 +23,11 @@ from ingest.headers import Header, looks_like_dicom, quiet_pydicom, read_header
 from ingest.ids import IdKey
 from ingest.listing import Source, find_sources
 from ingest.nifti import HEADER_BYTES, NiftiGrid, looks_like_nifti, read_grid
-from ingest.prefetch import in_order
 from ingest.readahead import open_whole
 from ingest.refs import FileRef, OpenFile, SourceProblem
 from ingest.series import Series
 from ingest.sources import open_sources
+from shards.prefetch import in_order
 
 logger = logging.getLogger(__name__)
 

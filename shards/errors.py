@@ -1,10 +1,13 @@
 """Errors of the shard layer.
 
-ShardError                 anything wrong with a dataset; the message is one line for the user
-├── NotADatasetError       no manifest at the URL
-├── FormatVersionError     a dataset of another format or version
-├── ContractError          the dataset's preprocessing is not what the reader must have
-└── CorruptShardError      bytes that do not match their checksum, index or schema
+ShardError                    anything wrong with a dataset; the message is one line for the user
+├── NotADatasetError          no manifest at the URL
+├── FormatVersionError        a dataset of another format or version
+├── ContractError             the dataset's preprocessing is not what the reader must have
+├── CorruptShardError         bytes that do not match their checksum, index or schema
+└── ServiceError              the storage, not the data: never a verdict on a sample
+    ├── StorageUnavailableError   it did not answer as it should for as long as patience lasts
+    └── AccessDeniedError         it refuses the credentials, or there are none
 """
 
 
@@ -26,3 +29,15 @@ class ContractError(ShardError):
 
 class CorruptShardError(ShardError):
     """Stored bytes do not match their checksum, their index or their schema."""
+
+
+class ServiceError(ShardError):
+    """The storage does not serve: says nothing about the data; the run stops and can be resumed."""
+
+
+class StorageUnavailableError(ServiceError):
+    """Errors, stalls or resets that outlast the patience of the request policy."""
+
+
+class AccessDeniedError(ServiceError):
+    """Credentials are refused, expired or missing."""

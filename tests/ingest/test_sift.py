@@ -11,9 +11,9 @@ import pytest
 
 from ingest import readahead, sift
 from ingest.errors import IngestError
-from ingest.prefetch import prefetch
 from ingest.scan import ScanConfig, scan
 from ingest.sources import walk
+from shards.prefetch import prefetch
 
 TINY = ScanConfig(min_slices=3)
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Int16
 from numpy import ndarray
-from obstore.store import LocalStore
 
 from coralbay.views import ViewRecipe
 from shards.codec import CRC_BYTES
@@ -247,9 +245,8 @@ def _counts(stats: Stats, views: ViewRecipe, visits: list[Visit]) -> Counts:
 
 def _raw_read(store: Store, path: str, offset: int, nbytes: int) -> None:
     """The cheapest way to these bytes: the file system where there is one."""
-    folder = store.prefix if isinstance(store, LocalStore) else None
-    if folder is None:
+    if store.folder is None:
         get_range(store, path, offset, nbytes)
         return
-    with open(Path(folder) / path, "rb", buffering=0) as file:
+    with open(store.folder / path, "rb", buffering=0) as file:
         os.pread(file.fileno(), nbytes, offset)
