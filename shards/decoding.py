@@ -17,7 +17,7 @@ class ChunkDecoder:
 
     Args:
         profile: name of the dataset's profile.
-        stats: where to count ``chunks``, ``bytes_ideal`` (their stored bytes) and ``voxels_decoded``.
+        stats: where to count ``chunks``, their ``bytes_ideal`` as stored, and ``voxels_decoded``.
     """
 
     def __init__(self, profile: str, stats: Stats) -> None:

@@ -18,18 +18,20 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 from shards.errors import ShardError
-from shards.requests import RangeReader
+from shards.requests import FreshReader, RangeReader
 
 IN_FLIGHT = 32
-Ask = tuple[int, int, Future[memoryview], str, int, int]
-"""(priority, order of asking, answer, path, offset, bytes)"""
+Ask = tuple[int, int, Future[memoryview], bool, str, int, int]
+"""(priority, order of asking, answer, fresh, path, offset, bytes)"""
 
 
 @runtime_checkable
 class RangeFetcher(Protocol):
     """Gives ranges of objects, in the background."""
 
-    def submit(self, path: str, offset: int, nbytes: int, priority: int = 0) -> Future[memoryview]:
+    def submit(
+        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
+    ) -> Future[memoryview]:
         """Ask for ``nbytes`` bytes, at least 1, of object ``path`` from ``offset`` on.
 
         Args:
@@ -37,6 +39,7 @@ class RangeFetcher(Protocol):
             offset: of the first byte.
             nbytes: how many.
             priority: the lowest number is read first; equal ones in the order of asking.
+            fresh: from the storage itself, not from a cache in between.
 
         Returns:
             A future with the bytes, or the error of the reader. One that is cancelled before its
@@ -74,10 +77,12 @@ class Fetcher:
         # Also at the end of the program, and never with a reference to the fetcher.
         self._close = weakref.finalize(self, self._worker.stop)
 
-    def submit(self, path: str, offset: int, nbytes: int, priority: int = 0) -> Future[memoryview]:
+    def submit(
+        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
+    ) -> Future[memoryview]:
         """See `RangeFetcher`."""
         answer: Future[memoryview] = Future()
-        self._worker.put((priority, next(self._order), answer, path, offset, nbytes))
+        self._worker.put((priority, next(self._order), answer, fresh, path, offset, nbytes))
         return answer
 
     def close(self) -> None:
@@ -95,6 +100,7 @@ class _LoopWorker:
         new_loop: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
         self._reader = reader
+        self._fresh = reader.get_fresh if isinstance(reader, FreshReader) else reader.get_range
         self._in_flight = in_flight
         self._new_loop = new_loop
         self._lock = threading.Lock()
@@ -167,10 +173,11 @@ class _LoopWorker:
             with self._lock:
                 if not self._heap:
                     return
-                _, _, answer, path, offset, nbytes = heapq.heappop(self._heap)
+                _, _, answer, fresh, path, offset, nbytes = heapq.heappop(self._heap)
             if answer.set_running_or_notify_cancel():
                 self._busy += 1
-                task = self._loop.create_task(self._reader.get_range(path, offset, nbytes))
+                get = self._fresh if fresh else self._reader.get_range
+                task: asyncio.Task[memoryview] = self._loop.create_task(get(path, offset, nbytes))
                 task.add_done_callback(partial(self._done, answer))
 
     def _done(self, answer: Future[memoryview], task: asyncio.Task[memoryview]) -> None:

@@ -45,10 +45,12 @@ class FolderFetcher:
         self._order = itertools.count()
         self._close = weakref.finalize(self, self._worker.stop)
 
-    def submit(self, path: str, offset: int, nbytes: int, priority: int = 0) -> Future[memoryview]:
+    def submit(
+        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
+    ) -> Future[memoryview]:
         """See `shards.fetcher.RangeFetcher`."""
         answer: Future[memoryview] = Future()
-        self._worker.put((priority, next(self._order), answer, path, offset, nbytes))
+        self._worker.put((priority, next(self._order), answer, fresh, path, offset, nbytes))
         return answer
 
     def close(self) -> None:
@@ -104,7 +106,7 @@ class _Threads:
             if not ask[2].set_running_or_notify_cancel():
                 continue
             try:
-                data = self._read(*ask[3:])
+                data = self._read(*ask[4:])
             except BaseException as exc:
                 ask[2].set_exception(exc)
             else:

@@ -24,3 +24,11 @@ class RangeReader(Protocol):
 
     async def close(self) -> None:
         """Free what it holds; requests that are still at work are cancelled before."""
+
+
+@runtime_checkable
+class FreshReader(RangeReader, Protocol):
+    """A reader that keeps what it has read, and can be told not to trust it."""
+
+    async def get_fresh(self, path: str, offset: int, nbytes: int) -> memoryview:
+        """As ``get_range``, from the storage itself; what is kept of it is mended."""

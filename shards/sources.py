@@ -15,25 +15,13 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
-from shards.fetched import Bytes, Fetched, Piece
+from shards.fetched import Fetched, Piece
+from shards.fetcher import RangeFetcher
 from shards.plan import Item, Plan
 from shards.regions import OUTSIDE, ByteRange, Region, coalesce
 from shards.stats import Stats
 
 Mode = Literal["stream", "range"]
-
-
-@runtime_checkable
-class Asks(Protocol):
-    """What a source needs of a fetcher."""
-
-    def submit(
-        self, path: str, offset: int, nbytes: int, priority: int, *, fresh: bool = False
-    ) -> Bytes:
-        """Ask for a range; smaller priorities are served first, ``fresh`` ones by no cache."""
-
-    def close(self) -> None:
-        """Stop; what is still on its way fails."""
 
 
 @runtime_checkable
@@ -76,12 +64,12 @@ class RangeSource:
     Args:
         rows: where chunks are.
         fetcher: asks for them.
-        stats: where to count ``ranges`` asked for and ``bytes_wire``.
+        stats: where to count ``ranges`` asked for and ``bytes_asked``.
     """
 
     mode: Mode = "range"
 
-    def __init__(self, rows: ChunkRows, fetcher: Asks, stats: Stats) -> None:
+    def __init__(self, rows: ChunkRows, fetcher: RangeFetcher, stats: Stats) -> None:
         self._rows = rows
         self._fetcher = fetcher
         self._stats = stats
@@ -126,7 +114,7 @@ class RangeSource:
             for n in span.pieces:
                 start = int(at[n]) - span.start
                 pieces[wanted[n]] = Piece(range=answer, start=start, nbytes=int(sizes[n]))
-        self._stats.count(ranges=len(spans), bytes_wire=total)
+        self._stats.count(ranges=len(spans), bytes_asked=total)
         self._stats.add("fetch", items=1, nbytes=total)
         return Fetched(places=region.places, pieces=pieces), total
 
@@ -152,7 +140,7 @@ class StreamSource:
 
     mode: Mode = "stream"
 
-    def __init__(self, plan: Plan, rows: ChunkRows, fetcher: Asks, stats: Stats) -> None:
+    def __init__(self, plan: Plan, rows: ChunkRows, fetcher: RangeFetcher, stats: Stats) -> None:
         self._plan = plan
         self._rows = rows
         self._fetcher = fetcher
@@ -211,7 +199,7 @@ class StreamSource:
                 piece = Piece(range=answer, start=int(at[n]) - span.start, nbytes=int(sizes[n]))
                 found[owner[n]][number[n]] = piece
         total = sum(span.stop - span.start for _, span in spans)
-        self._stats.count(ranges=len(spans), bytes_wire=total)
+        self._stats.count(ranges=len(spans), bytes_asked=total)
         self._stats.add("fetch", nbytes=total)
         for n, pieces in enumerate(found):
             nbytes = sum(piece.nbytes for piece in pieces.values())

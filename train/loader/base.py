@@ -7,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ from coralbay.views import ViewRecipe
 from shards.chunk_rows import DatasetChunks
 from shards.dataset import Dataset
 from shards.decoding import ChunkDecoder
-from shards.fetching import open_fetcher
+from shards.fetcher import RangeFetcher
 from shards.modes import choose
 from shards.plan import Plan
+from shards.reading import open_fetcher
 from shards.regions import chunks_per_axis
-from shards.sources import Asks, ChunkSource, RangeSource, StreamSource
+from shards.sources import ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
 from train.errors import CheckpointError, UsageError
 from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined, Scheduler
@@ -253,18 +254,13 @@ class CTLoader:
         )
         return self._running
 
-    def open_fetcher(self) -> Asks:
+    def open_fetcher(self) -> RangeFetcher:
         """What asks the storage, with threads and connections of its own."""
-        stream = self.config.stream
-        return open_fetcher(
-            self.dataset,
-            in_flight=stream.in_flight,
-            cache_dir=Path(stream.cache_dir) if stream.cache_dir else None,
-            cache_bytes=stream.cache_bytes,
-            stats=self.stats,
-        )
+        store, stream = self.dataset.store, self.config.stream
+        policy = replace(store.policy, in_flight=stream.in_flight)
+        return open_fetcher(store, policy, stats=self.stats)
 
-    def source(self, fetcher: Asks, stats: Stats) -> ChunkSource:
+    def source(self, fetcher: RangeFetcher, stats: Stats) -> ChunkSource:
         """The chosen way from visits to stored chunks."""
         if self.choice.mode == "stream":
             return StreamSource(self.plan, self.chunks, fetcher, stats)

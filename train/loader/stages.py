@@ -213,7 +213,7 @@ class _Recorder:
         self.ranges: list[tuple[str, int, int]] = []
 
     def submit(
-        self, path: str, offset: int, nbytes: int, priority: int, *, fresh: bool = False
+        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
     ) -> Bytes:
         self.ranges.append((path, offset, nbytes))
         return Bytes()
@@ -236,7 +236,7 @@ def _counts(stats: Stats, views: ViewRecipe, visits: list[Visit]) -> Counts:
     counted = stats.counters()
     return Counts(
         requests=counted["ranges"],
-        bytes_wire=counted["bytes_wire"],
+        bytes_wire=counted["bytes_asked"],
         bytes_ideal=counted["bytes_ideal"],
         voxels_decoded=counted["voxels_decoded"],
         voxels_viewed=sum(voxels_viewed(views, visit) for visit in visits),

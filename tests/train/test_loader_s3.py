@@ -1,0 +1,91 @@
+"""Batches from a bucket on a real S3 server: those of the folder, at a known number of requests."""
+
+import itertools
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from coralbay.views import ViewRecipe, ViewSpec
+from shards.errors import AccessDeniedError, NotADatasetError
+from shards.testing import write_toy_dataset
+from tests.s3 import serving
+from train.data import StreamConfig
+from train.loader.base import CTLoader
+from train.loader.settings import LoaderConfig
+
+VIEWS = ViewRecipe(
+    box_side=65,
+    global_=ViewSpec(count=1, size=64, extent=(40.0, 60.0)),
+    local=ViewSpec(count=1, size=33, extent=(30.0, 40.0)),
+)
+CONFIG = LoaderConfig(batch_size=2, threads=2, prefetch=2, loader="reference")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("buckets")
+    with serving(folder, "ct") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        write_toy_dataset(folder / "ct" / "toy", 6, shape=(70, 100, 130), per_shard=3)
+        yield server
+
+
+def batches(url, n, mode, **changes):
+    config = replace(CONFIG, stream=StreamConfig(mode=mode), **changes)
+    with CTLoader(url, VIEWS, config) as loader:
+        found = list(itertools.islice(loader, n))
+        return found, loader.stats.counters()
+
+
+@pytest.mark.parametrize("mode", ["range", "stream"])
+def test_a_bucket_gives_the_batches_of_the_folder(server, mode):
+    here, _ = batches(server.folder / "ct" / "toy", 6, mode)
+    server.requests()
+    there, counters = batches("s3://ct/toy", 6, mode)
+    for mine, theirs in zip(here, there, strict=True):
+        assert (mine.keys, mine.indices) == (theirs.keys, theirs.indices)
+        for a, b in zip(mine.views, theirs.views, strict=True):
+            assert torch.equal(a, b)
+    made = server.requests()
+    assert set(made) <= {"get", "head"}
+    assert counters["answers"] <= counters["requests"] <= counters["ranges"]
+    # Manifest and index, size and content of the chunk table; the rest are ranges of shards.
+    tables = made["get"] + made["head"] - counters["requests"]
+    assert tables == 4
+
+
+def test_a_loader_on_a_bucket_leaves_nothing_behind(server):
+    before = set(threading.enumerate())
+    sockets = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        batches("s3://ct/toy", 2, "stream")
+    assert set(threading.enumerate()) == before
+    # obstore keeps idle connections of a store until the store goes.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= sockets + 8
+
+
+def test_a_missing_shard_in_a_bucket_is_bad_samples(server, tmp_path):
+    copy = server.folder / "ct" / "gap"
+    shutil.copytree(server.folder / "ct" / "toy", copy)
+    (copy / "shard-000001.tar").unlink()
+    found, counters = batches("s3://ct/gap", 8, "range")
+    assert {key for batch in found for key in batch.keys} <= {f"toy-000{n}" for n in range(3)}
+    assert counters["bad_samples"] >= 1
+
+
+def test_credentials_that_are_refused_stop_the_run(server, monkeypatch):
+    with CTLoader("s3://ct/toy", VIEWS, CONFIG) as loader:
+        next(loader)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(AccessDeniedError):
+        CTLoader("s3://ct/toy", VIEWS, CONFIG)
+
+
+def test_no_dataset_in_the_bucket(server):
+    with pytest.raises(NotADatasetError, match="s3://ct/nothing"):
+        CTLoader("s3://ct/nothing", VIEWS, CONFIG)
