@@ -95,6 +95,8 @@ def classify(exc: BaseException) -> Fault:
         return Fault(Kind.SHORT, str(exc))
     if isinstance(exc, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return _missing(str(exc))
+    if isinstance(exc, FileExistsError):
+        return Fault(Kind.EXISTS, "exists")
     if isinstance(exc, PermissionError):
         return Fault(Kind.DENIED, "permission denied", "check the rights of the file and folders")
     if isinstance(exc, TimeoutError):

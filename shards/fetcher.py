@@ -164,6 +164,7 @@ class _LoopWorker:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
         await self._reader.close()
+        await asyncio.get_running_loop().shutdown_default_executor()
 
     def _begin(self) -> None:
         """Start the most urgent of what is asked for, as far as there is room."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from random import Random
 
 from shards.attempts import Attempts, patiently
-from shards.errors import CorruptShardError, ShardError
+from shards.errors import ShardError
 from shards.fetcher import Ask, check_process
+from shards.folder import read_file
 from shards.policy import DEFAULT_POLICY, RequestPolicy
 from shards.stats import Stats
 
@@ -137,24 +138,3 @@ class _Threads:
         data = patiently(attempt, attempts, sleep=self._ending.wait)
         self._stats.count(answers=1, bytes_wire=nbytes)
         return data
-
-
-def read_file(file: Path, offset: int, nbytes: int, name: str) -> memoryview:
-    """A range of a file.
-
-    Raises:
-        CorruptShardError: it ends before; the message calls it ``name``.
-        OSError: it cannot be read.
-    """
-    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.pread(handle, nbytes, offset)
-        # One call gives at most 2 GiB, and a file server may give less than is asked for.
-        while len(data) < nbytes:
-            more = os.pread(handle, nbytes - len(data), offset + len(data))
-            if not more:
-                raise CorruptShardError(f"{name}: ends before byte {offset + nbytes}")
-            data += more
-    finally:
-        os.close(handle)
-    return memoryview(data)

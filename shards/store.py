@@ -16,7 +16,7 @@ from shards.attempts import Attempts, patiently
 from shards.backends import PART_BYTES, Head, Part, Store, StoreReader
 from shards.errors import CorruptShardError
 from shards.prefetch import prefetch
-from shards.urls import open_memory, open_store
+from shards.urls import open_store
 
 __all__ = [
     "Head",
@@ -29,7 +29,6 @@ __all__ = [
     "head",
     "list_all",
     "names",
-    "open_memory",
     "open_store",
     "put",
     "put_if_absent",
@@ -94,7 +93,7 @@ def names(store: Store) -> list[str]:
     Raises:
         ShardError: the storage cannot be listed.
     """
-    listed = _call(store, "", lambda: store.list("", False))
+    listed = _call(store, "", lambda: store.list_objects("", False))
     return sorted(entry.path for entry in listed)
 
 
@@ -108,7 +107,7 @@ def list_all(store: Store, prefix: str = "") -> list[Head]:
     Raises:
         ShardError: the storage cannot be listed.
     """
-    listed = _call(store, prefix, lambda: store.list(prefix, True))
+    listed = _call(store, prefix, lambda: store.list_objects(prefix, True))
     return sorted(listed, key=lambda entry: entry.path)
 
 

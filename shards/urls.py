@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError
-from obstore.store import HTTPStore, LocalStore, MemoryStore, S3Store, from_url
+from obstore.store import HTTPStore, S3Store, from_url
 
-from shards.backends import ObjectStore, Store
+from shards.backends import Store
+from shards.bucket import ObjectStore
 from shards.credentials import aws_settings
 from shards.errors import NotADatasetError, ShardError
+from shards.folder import FolderStore
 from shards.policy import DEFAULT_POLICY, RequestPolicy
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -47,13 +49,7 @@ def open_store(
     if scheme[1].lower() == "memory":
         raise ShardError(f"{text}: memory is no storage of a dataset; use a folder or a bucket")
 
-    return ObjectStore(shown(text), partial(_connect, text, policy), policy=policy)
-
-
-def open_memory(name: str = "memory://") -> ObjectStore:
-    """A store that is empty and gone with the process, for tests."""
-    memory = MemoryStore()
-    return ObjectStore(name, lambda _: memory)
+    return ObjectStore(shown(text), partial(_connect, text, policy), policy)
 
 
 def shown(url: str) -> str:
@@ -134,7 +130,7 @@ def _is_cloud(url: str) -> bool:
     return host.endswith(ours)
 
 
-def _open_folder(folder: Path, policy: RequestPolicy, create: bool) -> ObjectStore:
+def _open_folder(folder: Path, policy: RequestPolicy, create: bool) -> FolderStore:
     if create:
         folder.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
@@ -143,9 +139,4 @@ def _open_folder(folder: Path, policy: RequestPolicy, create: bool) -> ObjectSto
         )
     if not folder.is_dir():
         raise NotADatasetError(f"{folder}: a file; give the folder that holds manifest.json")
-    place = folder.absolute()
-    return ObjectStore(str(folder), partial(_connect_folder, place), folder=place, policy=policy)
-
-
-def _connect_folder(folder: Path, retrying: bool) -> LocalStore:
-    return LocalStore(folder)
+    return FolderStore(folder, policy)

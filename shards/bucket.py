@@ -1,0 +1,141 @@
+"""A bucket or a web server as a store, through obstore, which is used here alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from shards.backends import PART_BYTES, Head, Part
+from shards.errors import ShardError
+from shards.policy import DEFAULT_POLICY, RequestPolicy
+from shards.stats import Stats
+
+UPLOADS = 8
+"""Pieces of an object that are uploaded at once."""
+RENEW_EVERY_S = 5.0
+
+_runtime_of: int | None = None
+"""The process in which obstore's threads run; they do not survive a fork, and it then hangs."""
+
+
+class ObjectStore:
+    """A `Store` through obstore.
+
+    Args:
+        name: for messages.
+        connect: makes the obstore store, with obstore's own retries on or off.
+        policy: of its requests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[bool], Any],
+        policy: RequestPolicy = DEFAULT_POLICY,
+    ) -> None:
+        self.name = name
+        self.folder: Path | None = None
+        self.policy = policy
+        self.stats = Stats()
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._store = connect(False)
+        self._connected_at = time.monotonic()
+        self._uploads: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open it again in another process, which reads credentials of its own."""
+        return ObjectStore, (self.name, self._connect, self.policy)
+
+    def _at(self) -> Any:
+        _check_runtime()
+        return self._store
+
+    def head(self, path: str) -> Head:
+        """See `Store`."""
+        return _head(obstore.head(self._at(), path))
+
+    def open(self, path: str) -> Part:
+        """See `Store`."""
+        # No range: some servers refuse one that goes beyond the end.
+        answer = obstore.get(self._at(), path)
+        whole = _head(answer.meta)
+        if whole.size <= PART_BYTES:
+            return Part(memoryview(answer.bytes()), whole)
+        return Part(memoryview(next(iter(answer.stream(PART_BYTES)))), whole)
+
+    def read(self, path: str, start: int, stop: int) -> Part:
+        """See `Store`."""
+        answer = obstore.get(self._at(), path, options={"range": (start, stop)})
+        return Part(memoryview(answer.bytes()), _head(answer.meta))
+
+    async def get_range(self, path: str, offset: int, nbytes: int) -> memoryview:
+        """See `Store`."""
+        return memoryview(
+            await obstore.get_range_async(self._at(), path, start=offset, length=nbytes)
+        )
+
+    def list_objects(self, prefix: str, recursive: bool) -> list[Head]:
+        """See `Store`."""
+        if not recursive:
+            found = obstore.list_with_delimiter(self._at(), prefix or None)["objects"]
+            return [_head(entry) for entry in found]
+        pages = obstore.list(self._at(), prefix or None)
+        return [_head(entry) for page in pages for entry in page]
+
+    def put(self, path: str, data: bytes | Path, create: bool) -> None:
+        """See `Store`."""
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        if create or size <= PART_BYTES:
+            mode: Any = "create" if create else "overwrite"
+            obstore.put(self._at(), path, data, mode=mode, use_multipart=False)
+            return
+        # Pieces of an upload cannot be tried again from here, so obstore does it.
+        _check_runtime()
+        with self._lock:
+            self._uploads = self._uploads or self._connect(True)
+            uploads = self._uploads
+        obstore.put(uploads, path, data, chunk_size=_part_bytes(size), max_concurrency=UPLOADS)
+
+    def delete(self, path: str) -> None:
+        """See `Store`."""
+        obstore.delete(self._at(), path)
+
+    def renew(self) -> None:
+        """See `Store`."""
+        with self._lock:
+            # All requests that are under way find the credentials refused, at about the same time.
+            if time.monotonic() - self._connected_at > RENEW_EVERY_S:
+                self._store, self._uploads = self._connect(False), None
+                self._connected_at = time.monotonic()
+
+
+def _head(meta: Any) -> Head:
+    return Head(meta["path"], int(meta["size"]), meta["e_tag"])
+
+
+def _part_bytes(size: int) -> int:
+    # S3 takes 10,000 pieces.
+    return max(PART_BYTES, -(-size // 9000))
+
+
+def _check_runtime() -> None:
+    """Refuse to wait for threads that are not there.
+
+    Raises:
+        ShardError: this process is a fork of one that has used a bucket.
+    """
+    global _runtime_of
+    if _runtime_of is None:
+        _runtime_of = os.getpid()
+    elif _runtime_of != os.getpid():
+        raise ShardError(
+            "a bucket was used before this process was forked, and cannot be used after; start "
+            'processes with multiprocessing.get_context("spawn")'
+        )
