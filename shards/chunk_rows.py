@@ -5,28 +5,30 @@ from __future__ import annotations
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
-from shards.dataset import ChunkTable, Dataset
+from shards.chunk_tables import ChunkTables
+from shards.dataset import Dataset
+from shards.plan import PlanSamples
 
 
 class DatasetChunks:
-    """``shards.sources.ChunkRows`` of a dataset.
+    """``shards.sources.ChunkRows`` of a dataset. Thread-safe.
 
     Args:
         dataset: what is read.
-        table: its chunk table.
+        samples: of the dataset.
+        tables: of the dataset.
     """
 
-    def __init__(self, dataset: Dataset, table: ChunkTable) -> None:
-        self._table = table
-        self._shards = dataset.index["shard"].to_pylist()
-        self._offsets = dataset.index["offset"].to_numpy()
+    def __init__(self, dataset: Dataset, samples: PlanSamples, tables: ChunkTables) -> None:
+        self._tables = tables
+        self._names = [shard.name for shard in dataset.manifest.shards]
+        self._samples = samples
 
     def chunks(self, sample: int) -> tuple[Int64[ndarray, " _n"], Int32[ndarray, " _n"]]:
         """Offsets in the shard, and bytes (0: absent), of a sample's chunks in C order."""
-        offsets: Int64[ndarray, " _n"] = self._table.offsets[sample] + self._offsets[sample]
-        return offsets, self._table.nbytes[sample]
+        row = self._tables.row(sample)
+        return row.offsets + self._samples.offset[sample], row.nbytes
 
     def shard(self, sample: int) -> str:
         """Name of the sample's shard."""
-        name: str = self._shards[sample]
-        return name
+        return self._names[self._samples.shard_number[sample]]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int16, Int32, Int64
 from numpy import ndarray
 
+from shards.chunk_file import WHOLE_BYTES, ChunkFile, ranges, slices
+from shards.chunk_tables import CACHE_BYTES, ChunkTables, Ragged
 from shards.codec import decode_volume
 from shards.digest import sha256
 from shards.errors import CorruptShardError
+from shards.index_file import IndexFile, Strings, one_piece, shard_numbers, subject_codes
 from shards.labels import LabelVolume, parse_label
 from shards.opening import Generation, file_entry, get_if_there, read_generation
 from shards.plan import PlanSamples
@@ -34,12 +36,11 @@ from shards.schema import (
     load_json,
 )
 from shards.sidecars import parse_idx
-from shards.store import RangeFile, Store, get, get_range, open_store
-from shards.tables import check_schema
+from shards.split import Split, held_out
+from shards.stats import Stats
+from shards.store import Store, get, get_range, open_store
 from shards.tar import Member
-from shards.versions import read_index
-
-Array = TypeVar("Array", bound="ndarray[Any, Any]")
+from shards.where import Where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +52,6 @@ class Sample:
     """HU, axes toward S, P, L."""
     affine: Float64[ndarray, "4 4"]
     """(z, y, x, 1) to RAS mm."""
-
-
-@dataclass(frozen=True)
-class Ragged(Sequence[Array], Generic[Array]):
-    """Rows of unequal length as one flat array: a million rows cost no million objects."""
-
-    flat: Array
-    splits: Int64[ndarray, " ends"]
-    """One more than there are rows: row ``i`` is ``flat[splits[i]:splits[i + 1]]``."""
-
-    def __len__(self) -> int:
-        return len(self.splits) - 1
-
-    @overload
-    def __getitem__(self, row: int) -> Array: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Array]: ...
-    def __getitem__(self, row: int | slice) -> Array | Sequence[Array]:
-        """One row as a view, or a list of them."""
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        at = range(len(self))[row]
-        return cast("Array", self.flat[self.splits[at] : self.splits[at + 1]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +74,18 @@ class Dataset:
         url: where it was opened.
         store: the storage it is read from.
         manifest: what it says of itself.
-        index: ``index.parquet``, one row a sample, with the columns of the newest version.
+        index_file: ``index.parquet``, one row a sample; its columns are read when asked for.
         tables: put before the names of tables and report, which lie elsewhere during a change.
     """
 
     def __init__(
-        self, url: str, store: Store, manifest: Manifest, index: pa.Table, tables: str = ""
+        self, url: str, store: Store, manifest: Manifest, index: IndexFile, tables: str = ""
     ) -> None:
         self.tables = tables
         self.url = url
         self.store = store
         self.manifest = manifest
-        self.index = index
+        self.index_file = index
         self._members = lru_cache(maxsize=64)(self._read_idx)
 
     @classmethod
@@ -125,11 +103,11 @@ class Dataset:
         store = open_store(url)
         found = read_generation(store, url)
         manifest, where = found.manifest, f"{url}: {INDEX}"
-        index = read_index(_checked_index(found, where), manifest.format_version, where)
+        index = IndexFile(_checked_index(found, where), manifest.format_version, where)
         return cls(str(url), store, manifest, index, found.tables)
 
     def __len__(self) -> int:
-        return int(self.index.num_rows)
+        return self.index_file.num_rows
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.sample(key) for key in self.keys())
@@ -139,10 +117,14 @@ class Dataset:
         """Side of a chunk, voxels."""
         return get_profile(self.manifest.contract.recorded.profile).chunk_side
 
+    @cached_property
+    def index(self) -> pa.Table:
+        """The whole index, with the columns of the newest version."""
+        return self.index_file.table()
+
     def keys(self) -> list[str]:
         """Sample keys, in index order."""
-        keys: list[str] = self.index["key"].to_pylist()
-        return keys
+        return list(Strings(self._keys))
 
     def meta(self, key: str) -> SampleMeta:
         """The record of one sample alone: a small range.
@@ -219,6 +201,29 @@ class Dataset:
         buf = get_range(self.store, shard, start, last.offset + last.nbytes - start)
         return [bytes(buf[m.offset - start : m.offset - start + m.nbytes]) for m in members]
 
+    def chunk_tables(
+        self, stats: Stats | None = None, cache_bytes: int = CACHE_BYTES
+    ) -> ChunkTables:
+        """Where the chunks of all samples lie; read when asked for, to be closed.
+
+        Args:
+            stats: where to count ``table_requests`` and ``table_bytes``.
+            cache_bytes: see `ChunkTables`.
+
+        Raises:
+            CorruptShardError: ``chunks.parquet`` is not as described, or of another generation.
+        """
+        file = self._open_chunks(stats or Stats())
+        [shapes] = self.index_file.columns("shape_zyx")
+        grids = -(-shapes.flatten().to_numpy().reshape(-1, 3) // self.chunk_side)
+        return ChunkTables(
+            read=lambda shard: self._chunk_group(file, shard),
+            keys=self._keys,
+            starts=self.shard_starts,
+            n_chunks=grids.prod(axis=1, dtype=np.int32),
+            cache_bytes=cache_bytes,
+        )
+
     def chunk_rows(self, shards: Sequence[int] | None = None) -> ChunkTable:
         """Chunk tables of some shards (positions in the manifest), or of all; read when asked for.
 
@@ -228,9 +233,9 @@ class Dataset:
         table = self.chunk_table(shards)
         return ChunkTable(
             keys=table["key"].to_pylist(),
-            offsets=_ragged(table["chunk_offsets"]),
-            nbytes=_ragged(table["chunk_nbytes"]),
-            air_mask=_ragged(table["air_mask"]),
+            offsets=Ragged.of(table["chunk_offsets"]),
+            nbytes=Ragged.of(table["chunk_nbytes"]),
+            air_mask=Ragged.of(table["air_mask"]),
         )
 
     def chunk_table(self, shards: Sequence[int] | None = None) -> pa.Table:
@@ -239,58 +244,118 @@ class Dataset:
         Raises:
             CorruptShardError: it is not as described, or of another generation than the index.
         """
-        wanted = list(range(len(self.manifest.shards)) if shards is None else shards)
-        try:
-            parquet = pq.ParquetFile(self._chunk_file())
-            check_schema(parquet.schema_arrow, CHUNKS_SCHEMA, CHUNKS)
-            table = parquet.read_row_groups(wanted)
-        except (pa.ArrowException, OSError, IndexError) as exc:
-            self._check_unchanged()
-            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+        wanted = range(len(self.manifest.shards)) if shards is None else shards
+        groups = [self._chunk_group(self._chunk_file, shard) for shard in wanted]
+        return pa.concat_tables(groups) if groups else CHUNKS_SCHEMA.empty_table()
+
+    def _chunk_group(self, file: ChunkFile, shard: int) -> pa.Table:
+        with self._sound_chunks():
+            table = file.table(shard)
         # A row of a key never changes, so equal keys are enough to know the generation's own table.
-        expected = [key for shard in wanted for key in self._keys_of[shard]]
-        if table["key"].to_pylist() != expected:
+        first, stop = self.shard_starts[shard : shard + 2].tolist()
+        if not one_piece(table["key"]).equals(self._keys[first:stop]):
             self._check_unchanged()
             raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
         return table
 
-    def plan_samples(self, chunks: ChunkTable | None = None) -> PlanSamples:
+    @cached_property
+    def _chunk_file(self) -> ChunkFile:
+        return self._open_chunks(Stats())
+
+    def _open_chunks(self, stats: Stats) -> ChunkFile:
+        size = file_entry(self.manifest, CHUNKS).bytes
+        if size <= WHOLE_BYTES:
+            read = slices(self.file(CHUNKS))
+            stats.count(table_requests=1, table_bytes=size)
+        else:
+            # Elsewhere only until a change that was going on at opening is completed.
+            paths = dict.fromkeys([self.tables + CHUNKS, CHUNKS])
+            read = ranges(self.store, list(paths), stats)
+        with self._sound_chunks():
+            return ChunkFile(read, size, len(self.manifest.shards))
+
+    @contextmanager
+    def _sound_chunks(self) -> Iterator[None]:
+        """What goes wrong inside is the chunk table's fault, or another generation's."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, CorruptShardError) as exc:
+            self._check_unchanged()
+            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+
+    @cached_property
+    def shard_starts(self) -> Int64[ndarray, " shards1"]:
+        """First row in the index of each shard, then the number of rows."""
+        numbers = self.shard_numbers
+        if np.any(np.diff(numbers) < 0):
+            raise CorruptShardError(f"{INDEX}: its rows are not in the order of the shards")
+        return np.searchsorted(numbers, np.arange(len(self.manifest.shards) + 1))
+
+    @cached_property
+    def _own_chunks(self) -> ChunkTables:
+        # Never asked to prefetch, so that there is nothing to close.
+        return self.chunk_tables()
+
+    def plan_samples(
+        self,
+        where: str = "",
+        holdout: float = 0.0,
+        split: Split = "all",
+        split_seed: int = 0,
+        chunks: ChunkTable | ChunkTables | None = None,
+    ) -> PlanSamples:
         """What planning needs of every sample, in index order.
 
         Args:
-            chunks: ``chunk_rows()`` of all shards where it has been read; None reads it.
+            where: only samples for which this expression is true take part; see ``shards.where``.
+            holdout: share of subjects that is held out, from 0 to 1.
+            split: which side of that split takes part.
+            split_seed: another one holds out others.
+            chunks: where air masks are taken from; None reads the chunk table when it is needed.
+
+        Raises:
+            WhereError: ``where`` is no such expression.
+            ValueError: ``holdout`` is no share.
         """
-        chunks = self.chunk_rows() if chunks is None else chunks
-        keys = self.keys()
-        numbers = {shard.name: n for n, shard in enumerate(self.manifest.shards)}
-        shard_number = [numbers[name] for name in self.index["shard"].to_pylist()]
-        shapes = self.index["shape_zyx"].combine_chunks().flatten().to_numpy()
-        source = self.index["source"].combine_chunks().dictionary_encode()
-        subject = self.index["subject_id"].combine_chunks().dictionary_encode()
+        shapes, trainable, offset, source = self.index_file.columns(
+            "shape_zyx", "trainable", "offset", "source"
+        )
+        [subject_ids] = self.index_file.columns("subject_id")
+        takes_part = trainable.to_numpy(zero_copy_only=False) & self._filtered(Where(where))
+        if split != "all":
+            out = held_out(self._keys, subject_ids, holdout=holdout, seed=split_seed)
+            takes_part &= out if split == "held_out" else ~out
         return PlanSamples(
-            keys=keys,
-            trainable=self.index["trainable"].to_numpy(),
-            shard_number=np.array(shard_number, dtype=np.int32),
-            offset=self.index["offset"].to_numpy(),
+            trainable=takes_part,
+            shard_number=self.shard_numbers,
+            offset=offset.to_numpy(),
+            shapes=shapes.flatten().to_numpy().reshape(-1, 3),
             source=source.indices.to_numpy(),
             source_names=tuple(source.dictionary.to_pylist()),
-            subject=subject.indices.to_numpy(),
-            shapes=shapes.reshape(-1, 3),
-            air_mask=chunks.air_mask,
+            subject=subject_codes(subject_ids),
             chunk_side=self.chunk_side,
+            air_mask=_AirMasks(self) if chunks is None else chunks.air_mask,
+            keys=Strings(self._keys),
         )
+
+    def _filtered(self, where: Where) -> Bool[ndarray, " n"]:
+        names = sorted(where.stored)
+        stored = dict(zip(names, self.index_file.columns(*names), strict=True))
+        return where.rows(stored, len(self))
+
+    @cached_property
+    def shard_numbers(self) -> Int32[ndarray, " n"]:
+        """Of each sample, the position of its shard in the manifest."""
+        [column] = self.index_file.columns("shard")
+        return shard_numbers(column, [shard.name for shard in self.manifest.shards], INDEX)
+
+    @cached_property
+    def _keys(self) -> pa.Array:
+        return self.index_file.columns("key")[0]
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys())}
-
-    @cached_property
-    def _keys_of(self) -> list[list[str]]:
-        """Keys of each shard, by its position in the manifest."""
-        by_name: dict[str, list[str]] = {shard.name: [] for shard in self.manifest.shards}
-        for key, shard in zip(self.keys(), self.index["shard"].to_pylist(), strict=True):
-            by_name[shard].append(key)
-        return list(by_name.values())
 
     def _check_unchanged(self) -> None:
         """Raise CorruptShardError if the dataset is in another generation by now."""
@@ -301,19 +366,22 @@ class Dataset:
                 f"generation {now.generation} now; open it again"
             )
 
-    def _chunk_file(self) -> RangeFile:
-        try:
-            return RangeFile(self.store, self.tables + CHUNKS)
-        except FileNotFoundError:
-            # The change that was going on when this was opened is complete by now.
-            return RangeFile(self.store, CHUNKS)
-
     def _read_idx(self, shard: str) -> dict[str, dict[str, Member]]:
         name = idx_name(shard)
         try:
             return parse_idx(get(self.store, name), name)
         except FileNotFoundError as exc:
             raise CorruptShardError(f"{name}: missing") from exc
+
+
+class _AirMasks:
+    """Of any sample: which chunks are air. The chunk table is opened by the first question."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, sample: int) -> Bool[ndarray, " _chunks"]:
+        return self._dataset._own_chunks.air_mask[sample]
 
 
 def _checked_index(found: Generation, where: str) -> bytes:
@@ -327,11 +395,3 @@ def _checked_index(found: Generation, where: str) -> bytes:
             "or run `ingest verify` to see what else differs"
         )
     return data
-
-
-def _ragged(column: pa.ChunkedArray) -> Ragged[Any]:
-    merged = column.combine_chunks()
-    # flatten() drops what slicing hid, so the splits are counted again from the lengths.
-    lengths = merged.value_lengths().to_numpy()
-    splits = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Ragged(merged.flatten().to_numpy(zero_copy_only=False), splits)

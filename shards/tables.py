@@ -56,13 +56,20 @@ def parquet_bytes(row_groups: Iterable[Sequence[Row] | pa.Table], schema: pa.Sch
     The bytes depend on the rows alone, not on whether they come as a table.
     """
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+    write_parquet(buffer, row_groups, schema)
+    return buffer.getvalue()
+
+
+def write_parquet(
+    sink: io.BufferedIOBase, row_groups: Iterable[Sequence[Row] | pa.Table], schema: pa.Schema
+) -> None:
+    """Write the bytes of ``parquet_bytes`` to ``sink``, a row group at a time."""
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for rows in row_groups:
             if not isinstance(rows, pa.Table):
                 rows = pa.Table.from_pylist(list(rows), schema=schema)
             # Whole columns: how a table is cut into pieces would show in its bytes.
             writer.write_table(rows.combine_chunks(), row_group_size=max(1, len(rows)))
-    return buffer.getvalue()
 
 
 def read_table(data: bytes, schema: pa.Schema, where: str) -> pa.Table:

@@ -369,7 +369,7 @@ def test_everyone_may_be_forgotten(out, archives):
 
 def whole_without_samples(out):
     assert verify(out).problems == []
-    assert Dataset.open(out).plan_samples().keys == []
+    assert list(Dataset.open(out).plan_samples().keys) == []
     return Dataset.open(out).manifest
 
 

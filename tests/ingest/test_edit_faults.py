@@ -87,7 +87,7 @@ def test_killed_anywhere(name, place, world, tmp_path, ingest_run):
         dataset = Dataset.open(out)
         assert dataset.manifest == (after if decided and place not in OLD else before)
         assert len(list(dataset)) == len(dataset)
-        assert dataset.plan_samples().keys == dataset.keys()
+        assert list(dataset.plan_samples().keys) == dataset.keys()
     again = ingest_run(*commands[name](out))
     assert again.status == 0, again.output
     assert snapshot(out) == expected[name]

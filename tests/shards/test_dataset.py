@@ -4,11 +4,10 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.dataset import Dataset, Ragged
+from shards.dataset import Dataset
 from shards.errors import CorruptShardError, FormatVersionError, NotADatasetError, ShardError
 from shards.profiles import PROFILES
 from shards.store import RangeFile, get, get_range, open_store, stream
@@ -63,21 +62,15 @@ def test_chunk_rows_of_all_and_of_some_shards(built):
 
 def test_plan_samples_are_the_index(built):
     samples = Dataset.open(built).plan_samples()
-    assert samples.keys == [f"toy-{n:04d}" for n in range(5)]
+    assert list(samples.keys) == [f"toy-{n:04d}" for n in range(5)]
     assert samples.shard_number.tolist() == [0, 0, 1, 1, 2]
     assert samples.shapes.tolist() == [list(SHAPE)] * 5
     assert samples.trainable.all()
-    assert len(samples.air_mask) == 5
+    assert samples.source_names == ("toy",)
+    assert samples.source.tolist() == [0] * 5
+    assert sorted(samples.subject.tolist()) == [0, 1, 2, 3, 4]
+    assert samples.offset.tolist() == Dataset.open(built).index["offset"].to_pylist()
     assert samples.air_mask[4].shape == (2,)
-
-
-def test_ragged():
-    rows = Ragged(np.arange(6), np.array([0, 2, 2, 6]))
-    assert [row.tolist() for row in rows] == [[0, 1], [], [2, 3, 4, 5]]
-    assert rows[-1].tolist() == [2, 3, 4, 5]
-    assert [row.tolist() for row in rows[1:]] == [[], [2, 3, 4, 5]]
-    with pytest.raises(IndexError):
-        rows[3]
 
 
 def test_an_unknown_key_is_a_key_error(built):
@@ -161,24 +154,6 @@ def test_an_index_that_is_not_the_manifests(folder):
     (folder / "index.parquet").unlink()
     with pytest.raises(CorruptShardError, match=r"copy: index\.parquet: missing"):
         Dataset.open(folder)
-
-
-def test_broken_chunk_tables(folder):
-    dataset = Dataset.open(folder)
-    path = folder / "chunks.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.drop_columns("air_mask"), path)
-    with pytest.raises(CorruptShardError, match="columns are not those"):
-        dataset.chunk_rows()
-    pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), path)
-    with pytest.raises(CorruptShardError, match="not a readable chunk table"):
-        dataset.chunk_rows([1])
-    path.write_bytes(b"PAR1 or not")
-    with pytest.raises(CorruptShardError, match="not a readable chunk table"):
-        dataset.chunk_rows()
-    path.unlink()
-    with pytest.raises(CorruptShardError, match="not a readable chunk table"):
-        dataset.plan_samples()
 
 
 def test_a_sample_of_a_damaged_shard(folder):

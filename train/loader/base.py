@@ -18,11 +18,15 @@ from jaxtyping import Float
 
 from coralbay.views import ViewRecipe
 from shards.chunk_rows import DatasetChunks
+from shards.chunk_tables import ChunkTables
 from shards.dataset import Dataset
 from shards.decoding import ChunkDecoder
 from shards.fetcher import RangeFetcher
+from shards.dataset import WHOLE_BYTES
+from shards.opening import file_entry
+from shards.schema import CHUNKS
 from shards.modes import choose
-from shards.plan import Plan
+from shards.plan import Plan, PlanSamples
 from shards.reading import open_fetcher
 from shards.regions import chunks_per_axis
 from shards.sources import ChunkSource, RangeSource, StreamSource
@@ -89,7 +93,8 @@ class CTLoader:
 
     Attributes:
         dataset: the dataset read.
-        chunks: where its chunks lie.
+        tables: its chunk tables.
+        chunks: where the stored chunks of each sample are.
         plan: the sequence of visits.
         choice: how chunks are read, and why.
         scheduler: from a position to the visit there.
@@ -107,16 +112,16 @@ class CTLoader:
         self.views = views
         self.stats = Stats()
         self.dataset = Dataset.open(url)
-        table = self.dataset.chunk_rows()
-        self.chunks = DatasetChunks(self.dataset, table)
-        samples = self.dataset.plan_samples(table)
+        self.tables = self.dataset.chunk_tables(self.stats)
+        samples = self._samples()
+        self.chunks = DatasetChunks(self.dataset, samples, self.tables)
         self.plan = Plan(
             config.plan_config(views.box_side), samples, self.dataset.manifest.generation_id
         )
         self._check_enough(url)
         if config.loader == "dali":
             _require_dali()
-        self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views)
+        self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views, tables=self._far_tables())
         self.decoder = ChunkDecoder(self.profile, self.stats)
         self.choice = choose(config.stream.mode, self.plan, samples, self.chunks)
         logger.info("%s: %s", self.dataset.url, self.choice.sentence)
@@ -129,6 +134,16 @@ class CTLoader:
         """Shape of a slot, ``(nz, ny, nx, c, c, c)``."""
         side = self.dataset.chunk_side
         return (chunks_per_axis(self.views.box_side, side),) * 3 + (side,) * 3
+
+    def _samples(self) -> PlanSamples:
+        data = self.config.data
+        return self.dataset.plan_samples(
+            where=data.where,
+            holdout=data.holdout,
+            split=data.split if data.holdout else "all",
+            split_seed=data.split_seed,
+            chunks=self.tables,
+        )
 
     @property
     def profile(self) -> str:
@@ -201,6 +216,7 @@ class CTLoader:
             }
             running.feed.close()
             running.renderer.close()
+        self.tables.close()
 
     def __enter__(self) -> CTLoader:
         return self
@@ -265,6 +281,11 @@ class CTLoader:
         if self.choice.mode == "stream":
             return StreamSource(self.plan, self.chunks, fetcher, stats)
         return RangeSource(self.chunks, fetcher, stats)
+
+    def _far_tables(self) -> ChunkTables | None:
+        """The chunk tables, if they are read a shard at a time."""
+        size = file_entry(self.dataset.manifest, CHUNKS).bytes
+        return self.tables if size > WHOLE_BYTES else None
 
     def _limits(self) -> FeedLimits:
         config, plan = self.config, self.plan.config

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from coralbay.views import N_UNIFORMS, ViewDraws, ViewRecipe, draw_views
+from shards.chunk_tables import ChunkTables
 from shards.decoding import ChunkDecoder
 from shards.errors import CorruptShardError, ServiceError, ShardError
 from shards.fetched import Fetched
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16
 """Samples tried for one position before the run stops."""
+
+TABLES_AHEAD = 8
+"""Volumes of a lane from which on the chunk tables are read ahead."""
 
 Quarantined = tuple[int, str]
 """Lane and key of a sample that could not be read there."""
@@ -66,10 +70,13 @@ class Scheduler:
     plan: Plan
     samples: PlanSamples
     views: ViewRecipe
+    tables: ChunkTables | None = None
+    """Read for coming visits in the background, where reading them takes time."""
 
     def visit(self, index: int, attempt: int) -> Visit:
         """The visit at a position; ``attempt`` counts the samples found unreadable there."""
         item = self.plan.item(index, attempt)
+        self._read_ahead(item)
         shape = self.samples.shapes[item.sample].tolist()
         return Visit(
             item=item,
@@ -79,6 +86,11 @@ class Scheduler:
             ),
             draws=draw_views(self.views, self._uniforms(item)),
         )
+
+    def _read_ahead(self, item: Item) -> None:
+        if self.tables is not None and not item.visit:
+            coming = item.volume + TABLES_AHEAD * self.plan.config.global_batch
+            self.tables.prefetch([int(self.samples.shard_number[self.plan.sample_of(coming)])])
 
     def _uniforms(self, item: Item) -> Float64[ndarray, "v u"]:
         n = self.views.n_views
