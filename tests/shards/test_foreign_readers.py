@@ -8,21 +8,16 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-import zarr
-from nvidia.dali import fn, pipeline_def, types
-from wds2idx import IndexCreator
-from zarr.core.buffer.cpu import Buffer
-from zarr.storage import FsspecStore, MemoryStore
 
 from shards.profiles import PROFILES
 from shards.testing import toy_volume, write_dataset
+from tests.shards.foreign import SHARD, dali_samples, open_references, voxels, wds2idx
 
 pytestmark = [
     # The gpu profile uses codecs that are not in the Zarr specification, and zarr says so.
     pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3"),
 ]
 SHAPES = {"a": (70, 80, 90), "b-2": (33, 40, 129), "c_3": (64, 64, 64)}
-SHARD = "shard-000000.tar"
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +34,6 @@ def folder(request, tmp_path_factory, volumes):
     moved = tmp_path_factory.mktemp("moved") / "elsewhere"
     shutil.move(built, moved)
     return moved
-
-
-def voxels(zarr_json, zshard):
-    files = {"zarr.json": bytes(zarr_json), "c/0/0/0": bytes(zshard)}
-    store = MemoryStore({key: Buffer.from_bytes(data) for key, data in files.items()})
-    return zarr.open_array(store, mode="r")[:]
 
 
 # webdataset leaves the file it reads to the garbage collector.
@@ -68,16 +57,7 @@ def test_tar_and_zarr(folder, volumes):
 
 
 def test_zarr_through_kerchunk_references(folder, volumes):
-    store = FsspecStore.from_url(
-        "reference://",
-        storage_options={
-            "fo": str(folder / f"{SHARD}.refs.json"),
-            "template_overrides": {"u": f"file://{folder}/"},
-            "remote_protocol": "file",
-        },
-        read_only=True,
-    )
-    group = zarr.open_group(store, mode="r")
+    group = open_references(folder)
     for key, hu in volumes.items():
         assert group[key].metadata.dimension_names == ("z", "y", "x")
         assert np.array_equal(group[key][:], hu)
@@ -85,30 +65,14 @@ def test_zarr_through_kerchunk_references(folder, volumes):
 
 
 def test_dali(folder, volumes):
-    @pipeline_def(batch_size=len(volumes), num_threads=1, device_id=None)
-    def pipeline():
-        return tuple(
-            fn.readers.webdataset(
-                paths=str(folder / SHARD),
-                index_paths=str(folder / f"{SHARD}.idx"),
-                ext=["json", "ct.zarr.json", "ct.zshard"],
-                missing_component_behavior="error",
-                dtypes=[types.UINT8] * 3,
-            )
-        )
-
-    built = pipeline()
-    built.build()
-    metas, arrays, data = built.run()
-    for n, (key, hu) in enumerate(volumes.items()):
-        assert json.loads(bytes(metas.at(n)))["key"] == key
-        assert np.array_equal(voxels(arrays.at(n), data.at(n)), hu)
+    samples = dali_samples(folder, ["json", "ct.zarr.json", "ct.zshard"], len(volumes))
+    for (meta, array, data), (key, hu) in zip(samples, volumes.items(), strict=True):
+        assert json.loads(bytes(meta))["key"] == key
+        assert np.array_equal(voxels(array, data), hu)
 
 
 def test_dali_index_is_that_of_wds2idx(folder, tmp_path):
-    with IndexCreator(str(folder / SHARD), str(tmp_path / "idx"), verbose=False) as creator:
-        creator.create_index()
-    assert (folder / f"{SHARD}.idx").read_bytes() == (tmp_path / "idx").read_bytes()
+    assert (folder / f"{SHARD}.idx").read_bytes() == wds2idx(folder, tmp_path)
 
 
 def test_tar_lists_it_as_deterministic_files(folder):

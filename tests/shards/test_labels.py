@@ -9,11 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-import zarr
-from nvidia.dali import fn, pipeline_def, types
-from wds2idx import IndexCreator
-from zarr.core.buffer.cpu import Buffer
-from zarr.storage import FsspecStore, MemoryStore
 
 from shards import codec
 from shards.copying import copy_samples, kept_shards
@@ -26,12 +21,12 @@ from shards.schema import LABEL_SUFFIXES, SUFFIXES, LabelMeta, dump_json
 from shards.testing import toy_label, toy_labels, toy_meta, toy_volume, withdraw, write_dataset
 from shards.verify import verify
 from shards.writer import ShardWriter
+from tests.shards.foreign import SHARD, dali_samples, open_references, voxels, wds2idx
 
 pytestmark = [
     # The gpu profile uses codecs that are not in the Zarr specification, and zarr says so.
     pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3"),
 ]
-SHARD = "shard-000000.tar"
 SHAPES = {"a": (70, 80, 90), "plain": (33, 40, 66), "c_3": (64, 64, 64)}
 
 
@@ -90,12 +85,6 @@ def test_without_labels_the_version_stays_1(tmp_path, volumes):
     assert "labelled" not in pq.read_schema(tmp_path / "index.parquet").names
 
 
-def voxels(zarr_json, zshard):
-    files = {"zarr.json": bytes(zarr_json), "c/0/0/0": bytes(zshard)}
-    store = MemoryStore({key: Buffer.from_bytes(data) for key, data in files.items()})
-    return zarr.open_array(store, mode="r")[:]
-
-
 # webdataset leaves the file it reads to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset(folder, volumes, labels):
@@ -125,16 +114,7 @@ def test_tar_and_zarr(folder, volumes, labels):
 
 
 def test_zarr_through_kerchunk_references(folder, volumes, labels):
-    store = FsspecStore.from_url(
-        "reference://",
-        storage_options={
-            "fo": str(folder / f"{SHARD}.refs.json"),
-            "template_overrides": {"u": f"file://{folder}/"},
-            "remote_protocol": "file",
-        },
-        read_only=True,
-    )
-    group = zarr.open_group(store, mode="r")
+    group = open_references(folder)
     for key, hu in volumes.items():
         assert np.array_equal(group[key][:], hu)
         assert (f"{key}.seg" in group) == (key in labels)
@@ -147,24 +127,9 @@ def test_zarr_through_kerchunk_references(folder, volumes, labels):
 def test_dali(folder, volumes, labels, with_labels):
     names = ["json", "ct.zarr.json", "ct.zshard"]
     names += ["seg.zarr.json", "seg.zshard"] * with_labels
-
-    @pipeline_def(batch_size=len(volumes), num_threads=1, device_id=None)
-    def pipeline():
-        return tuple(
-            fn.readers.webdataset(
-                paths=str(folder / SHARD),
-                index_paths=str(folder / f"{SHARD}.idx"),
-                ext=names,
-                missing_component_behavior="empty" if with_labels else "error",
-                dtypes=[types.UINT8] * len(names),
-            )
-        )
-
-    built = pipeline()
-    built.build()
-    outputs = built.run()
-    for n, (key, hu) in enumerate(volumes.items()):
-        _, array, data, *seg = (output.at(n) for output in outputs)
+    missing = "empty" if with_labels else "error"
+    samples = dali_samples(folder, names, len(volumes), missing)
+    for (_, array, data, *seg), (key, hu) in zip(samples, volumes.items(), strict=True):
         assert np.array_equal(voxels(array, data), hu)
         if with_labels and key in labels:
             assert np.array_equal(voxels(*seg), labels[key])
@@ -173,9 +138,7 @@ def test_dali(folder, volumes, labels, with_labels):
 
 
 def test_dali_index_is_that_of_wds2idx(folder, tmp_path):
-    with IndexCreator(str(folder / SHARD), str(tmp_path / "idx"), verbose=False) as creator:
-        creator.create_index()
-    assert (folder / f"{SHARD}.idx").read_bytes() == (tmp_path / "idx").read_bytes()
+    assert (folder / f"{SHARD}.idx").read_bytes() == wds2idx(folder, tmp_path)
 
 
 def test_a_tombstoned_sample_with_labels_is_not_served(tmp_path, volumes, labels):
