@@ -31,4 +31,4 @@ class DatasetChunks:
 
     def shard(self, sample: int) -> str:
         """Name of the sample's shard."""
-        return self._names[self._samples.shard_number[sample]]
+        return self._names[int(self._samples.shard_number[sample])]

@@ -141,7 +141,6 @@ class ChunkTables:
         self._kept_bytes = 0
         self._flying: dict[int, Future[_Group]] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self._closed = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -168,8 +167,6 @@ class ChunkTables:
         What goes wrong is raised when one of their samples is asked for.
         """
         with self._lock:
-            if self._closed:
-                return
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(PREFETCH_THREADS, "chunk-table")
             for shard in shards:
@@ -177,9 +174,9 @@ class ChunkTables:
                     self._pool.submit(self._group, shard)
 
     def close(self) -> None:
-        """End prefetching, and wait for what is at work. Rows can still be asked for."""
+        """End prefetching, and wait for what is at work. Rows can be asked for as before."""
         with self._lock:
-            pool, self._pool, self._closed = self._pool, None, True
+            pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 

@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
-from obstore.exceptions import BaseError
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -44,7 +42,7 @@ from shards.errors import CorruptShardError, ShardError
 from shards.requests import RangeReader
 from shards.schema import LABEL_DATA_SUFFIX, LABEL_ZARR_SUFFIX, ShardEntry
 from shards.sidecars import CHUNK_KEY, ROOT_GROUP, parse_idx
-from shards.store import Store as ObjectStore
+from shards.store import StoreReader
 from shards.tar import Member
 
 PART_BYTES = 8 * 2**20
@@ -98,7 +96,7 @@ class ZarrStore(Store):
             ShardError: as ``Dataset.open``.
         """
         dataset = Dataset.open(url)
-        return cls(dataset, _Ranges(dataset.store))
+        return cls(dataset, StoreReader(dataset.store))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ZarrStore) and self._identity() == other._identity()
@@ -323,28 +321,6 @@ class ZarrStore(Store):
         except FileNotFoundError as exc:
             raise CorruptShardError(f"{self.dataset.url}: {path}: missing") from exc
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-
-
-class _Ranges:
-    """Ranges of a store, as obstore asks for them."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    async def get_range(self, path: str, offset: int, nbytes: int) -> memoryview:
-        try:
-            found = await obstore.get_range_async(self._store, path, start=offset, length=nbytes)
-        except (BaseError, OSError) as exc:
-            if isinstance(exc, FileNotFoundError):
-                raise
-            reason = str(exc).strip().split("\n", 1)[0]
-            raise ShardError(f"{path}: bytes {offset}+{nbytes} cannot be read ({reason})") from exc
-        if len(view := memoryview(found)) != nbytes:
-            raise CorruptShardError(f"{path}: ends before byte {offset + nbytes}")
-        return view
-
-    async def close(self) -> None:
-        pass
 
 
 def _unpickle(url: str, generation_id: str) -> ZarrStore:

@@ -23,7 +23,7 @@ def batches(plan, epochs):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(16, 120),
+    n=st.integers(128, 300),
     each=st.integers(1, 4),
     batch=st.sampled_from([2, 4, 8]),
     seed=st.integers(0, 99),

@@ -17,18 +17,18 @@ import torch
 from jaxtyping import Float
 
 from coralbay.views import ViewRecipe
+from shards.chunk_file import WHOLE_BYTES
 from shards.chunk_rows import DatasetChunks
 from shards.chunk_tables import ChunkTables
 from shards.dataset import Dataset
 from shards.decoding import ChunkDecoder
 from shards.fetcher import RangeFetcher
-from shards.dataset import WHOLE_BYTES
-from shards.opening import file_entry
-from shards.schema import CHUNKS
 from shards.modes import choose
+from shards.opening import file_entry
 from shards.plan import Plan, PlanSamples
 from shards.reading import open_fetcher
 from shards.regions import chunks_per_axis
+from shards.schema import CHUNKS
 from shards.sources import ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
 from train.errors import CheckpointError, UsageError
@@ -121,7 +121,9 @@ class CTLoader:
         self._check_enough(url)
         if config.loader == "dali":
             _require_dali()
-        self.scheduler = Scheduler(plan=self.plan, samples=samples, views=views, tables=self._far_tables())
+        self.scheduler = Scheduler(
+            plan=self.plan, samples=samples, views=views, tables=self._far_tables()
+        )
         self.decoder = ChunkDecoder(self.profile, self.stats)
         self.choice = choose(config.stream.mode, self.plan, samples, self.chunks)
         logger.info("%s: %s", self.dataset.url, self.choice.sentence)
