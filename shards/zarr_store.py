@@ -15,17 +15,11 @@ dask) are read side by side. Samples that were withdrawn are not there.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -35,57 +29,37 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from shards.codec import chunk_grid, index_nbytes, zarr_metadata
 from shards.dataset import Dataset
-from shards.digest import sha256
-from shards.errors import CorruptShardError, ShardError
-from shards.requests import RangeReader
-from shards.schema import LABEL_DATA_SUFFIX, LABEL_ZARR_SUFFIX, ShardEntry
-from shards.sidecars import CHUNK_KEY, ROOT_GROUP, parse_idx
-from shards.store import StoreReader
-from shards.tar import Member
+from shards.errors import ShardError
+from shards.fetcher import RangeFetcher
+from shards.reading import open_fetcher
+from shards.sidecars import CHUNK_KEY, ROOT_GROUP
+from shards.zarr_arrays import LABELS, ArrayPlace, ArrayReader
 
-PART_BYTES = 8 * 2**20
-"""A longer range is read in such parts, side by side: one connection to a bucket is slow."""
-CACHED = 4096
-"""Chunk indexes, label metadata and ``.idx`` files kept in memory: kilobytes each."""
 METADATA = "zarr.json"
-LABELS = ".seg"
-"""After the key of a sample: the array of its labels."""
-
-
+"""Key of a group's or an array's metadata, below its path (Zarr v3)."""
 _OPEN: WeakValueDictionary[tuple[str, str], ZarrStore] = WeakValueDictionary()
-"""By URL and generation id: unpickling in the process that pickled opens nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Array:
-    """A volume, or its labels."""
-
-    name: str
-    key: str
-    shard: str
-    n_chunks: int
-    metadata: bytes
-    """Empty for labels: it has to be read."""
-    zshard: tuple[int, int]
-    """Offset and length in the shard; zeros for labels."""
+"""Open stores by URL and generation id: one that is unpickled beside them is one of them."""
+_UNPICKLED: deque[ZarrStore] = deque(maxlen=8)
+"""Kept open: a worker that gets one task after the other opens the dataset once."""
 
 
 class ZarrStore(Store):
     """A read-only Zarr store over the shards of a dataset.
 
-    It can be pickled: it is opened anew where it is unpickled, once for each process, and refuses
-    another generation of the dataset.
+    It holds the threads of its fetcher until it is closed or dropped. It can be pickled: it is
+    opened anew where it is unpickled, once for each process, and refuses another generation of the
+    dataset. After a fork it refuses to work.
+
+    Attributes:
+        dataset: what it shows.
     """
 
-    def __init__(self, dataset: Dataset, reader: RangeReader) -> None:
-        """Show ``dataset``, whose shards ``reader`` reads; the caller closes ``reader``."""
+    def __init__(self, dataset: Dataset, fetcher: RangeFetcher) -> None:
+        """Show ``dataset``, whose shards ``fetcher`` reads, which is closed with the store."""
         super().__init__(read_only=True)
         self.dataset = dataset
-        self._reader = reader
-        self._reads: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
-        self._array = lru_cache(maxsize=CACHED)(self._find_array)
+        self._arrays = ArrayReader(dataset, fetcher)
         _OPEN.setdefault(self._identity(), self)
 
     @classmethod
@@ -96,7 +70,7 @@ class ZarrStore(Store):
             ShardError: as ``Dataset.open``.
         """
         dataset = Dataset.open(url)
-        return cls(dataset, StoreReader(dataset.store))
+        return cls(dataset, open_fetcher(dataset.store))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ZarrStore) and self._identity() == other._identity()
@@ -112,6 +86,13 @@ class ZarrStore(Store):
 
     def _identity(self) -> tuple[str, str]:
         return self.dataset.url, self.dataset.manifest.generation_id
+
+    def close(self) -> None:
+        """End its threads and connections."""
+        super().close()
+        if _OPEN.get(self._identity()) is self:
+            del _OPEN[self._identity()]
+        self._arrays.close()
 
     def with_read_only(self, read_only: bool = False) -> ZarrStore:
         """The store itself; ValueError when it is to be written."""
@@ -134,8 +115,9 @@ class ZarrStore(Store):
         if array is None or rest not in (METADATA, CHUNK_KEY):
             return None
         if rest == METADATA:
-            return _cut(await self._metadata(array), prototype, byte_range)
-        return prototype.buffer.from_bytes(await self._zshard(array, byte_range))
+            return _cut(await self._arrays.metadata(array), prototype, byte_range)
+        start, stop = _bounds(byte_range, (await self._arrays.place(array))[1])
+        return prototype.buffer.from_bytes(await self._arrays.zshard(array, start, stop))
 
     async def get_partial_values(
         self,
@@ -163,8 +145,8 @@ class ZarrStore(Store):
         if array is None or rest not in (METADATA, CHUNK_KEY):
             raise FileNotFoundError(key)
         if rest == METADATA:
-            return len(await self._metadata(array))
-        return (await self._place(array))[1]
+            return len(await self._arrays.metadata(array))
+        return (await self._arrays.place(array))[1]
 
     async def list(self) -> AsyncIterator[str]:
         """Every key; no request."""
@@ -223,7 +205,7 @@ class ZarrStore(Store):
         """Arrays that keys of ``prefix`` may belong to."""
         name, slash, _ = prefix.partition("/")
         if slash:
-            yield from [name] * (self._array(name) is not None)
+            yield from [name] * (self._arrays.find(name) is not None)
             return
         index = self.dataset.index
         for batch in index.select(["key", "labelled"]).to_batches():
@@ -232,113 +214,19 @@ class ZarrStore(Store):
                 if labelled:
                     yield key + LABELS
 
-    def _split(self, key: str) -> tuple[_Array | None, str]:
+    def _split(self, key: str) -> tuple[ArrayPlace | None, str]:
         name, _, rest = key.partition("/")
-        return self._array(name), rest
-
-    def _find_array(self, name: str) -> _Array | None:
-        index = self.dataset.index
-        key = name.removesuffix(LABELS)
-        at = pc.index(index["key"], pa.scalar(key, index["key"].type)).as_py()
-        row = index.slice(at, 1).to_pylist()[0] if at >= 0 else None
-        if row is None or (name != key and not row["labelled"]):
-            return None
-        profile = self.dataset.manifest.contract.recorded.profile
-        shape = tuple(row["shape_zyx"])
-        return _Array(
-            name=name,
-            key=key,
-            shard=row["shard"],
-            n_chunks=math.prod(chunk_grid(shape, self.dataset.chunk_side)),
-            metadata=zarr_metadata(shape, profile) if name == key else b"",
-            zshard=(row["offset"], row["nbytes"]) if name == key else (0, 0),
-        )
-
-    async def _metadata(self, array: _Array) -> bytes:
-        if array.metadata:
-            return array.metadata
-        member = (await self._members(array))[LABEL_ZARR_SUFFIX]
-        where = array.shard, member.offset, member.nbytes
-        return bytes(await self._once(f"{array.name}/{METADATA}", lambda: self._read(*where)))
-
-    async def _place(self, array: _Array) -> tuple[int, int]:
-        """Offset and length of an array's zshard in its shard."""
-        if array.zshard[1]:
-            return array.zshard
-        member = (await self._members(array))[LABEL_DATA_SUFFIX]
-        return member.offset, member.nbytes
-
-    async def _zshard(self, array: _Array, byte_range: ByteRequest | None) -> memoryview:
-        offset, size = await self._place(array)
-        start, stop = _bounds(byte_range, size)
-        if (start, stop) == (0, index_nbytes(array.n_chunks)):
-            # Asked for with each region.
-            index: memoryview = await self._once(
-                array.name, lambda: self._read(array.shard, offset, stop)
-            )
-            return index
-        return await self._read(array.shard, offset + start, stop - start)
-
-    async def _members(self, array: _Array) -> dict[str, Member]:
-        """Members of a sample by suffix."""
-        samples = await self._once(array.shard, lambda: self._read_idx(array.shard))
-        try:
-            members: dict[str, Member] = samples[array.key]
-            return {suffix: members[suffix] for suffix in (LABEL_ZARR_SUFFIX, LABEL_DATA_SUFFIX)}
-        except KeyError as exc:
-            raise CorruptShardError(f"{array.shard}.idx: lacks {exc} of {array.key}") from exc
-
-    async def _read_idx(self, shard: str) -> dict[str, dict[str, Member]]:
-        entry: ShardEntry
-        [entry] = [one for one in self.dataset.manifest.shards if one.name == shard]
-        data = bytes(await self._read(entry.idx.name, 0, entry.idx.bytes))
-        if sha256(data) != entry.idx.sha256:
-            raise CorruptShardError(f"{entry.idx.name}: SHA-256 is not that of the manifest")
-        return parse_idx(data, entry.idx.name)
-
-    async def _once(self, name: str, read: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """What ``read`` gives: read once, also when several ask before it is there."""
-        task = self._reads.pop(name, None)
-        loop = asyncio.get_running_loop()
-        if task is None or task.get_loop() is not loop or _failed(task):
-            task = loop.create_task(read())
-        self._reads[name] = task
-        if len(self._reads) > CACHED:
-            self._reads.popitem(last=False)
-        # One who gives up does not end it for the others.
-        return await asyncio.shield(task)
-
-    async def _read(self, path: str, offset: int, nbytes: int) -> memoryview:
-        """A range, in parts side by side where it is long."""
-        starts = range(0, nbytes, PART_BYTES)
-        try:
-            parts = await asyncio.gather(
-                *(
-                    self._reader.get_range(path, offset + at, min(PART_BYTES, nbytes - at))
-                    for at in starts
-                )
-            )
-        except FileNotFoundError as exc:
-            raise CorruptShardError(f"{self.dataset.url}: {path}: missing") from exc
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        return self._arrays.find(name), rest
 
 
 def _unpickle(url: str, generation_id: str) -> ZarrStore:
-    found = _OPEN.get((url, generation_id))
-    return _open_again(url, generation_id) if found is None else found
-
-
-# Kept: a worker that gets one task after the other opens the dataset once.
-@lru_cache(maxsize=8)
-def _open_again(url: str, generation_id: str) -> ZarrStore:
-    store = ZarrStore.open_url(url)
-    if store._identity() != (url, generation_id):
-        raise ShardError(f"{url}: has changed since it was opened elsewhere; open it again there")
+    store = _OPEN.get((url, generation_id))
+    if store is None:
+        store = ZarrStore.open_url(url)
+        if store._identity() != (url, generation_id):
+            raise ShardError(f"{url}: has changed since it was opened; open it again where it was")
+        _UNPICKLED.append(store)
     return store
-
-
-def _failed(task: asyncio.Task[Any]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _bounds(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
+from fsspec.implementations.reference import ReferenceNotReachable
 
 from shards.profiles import PROFILES
 from shards.testing import toy_volume, write_dataset
@@ -62,6 +63,15 @@ def test_zarr_through_kerchunk_references(folder, volumes):
         assert group[key].metadata.dimension_names == ("z", "y", "x")
         assert np.array_equal(group[key][:], hu)
         assert np.array_equal(group[key][5:9, 30:, 7:20], hu[5:9, 30:, 7:20])
+
+
+def test_references_to_a_missing_shard_are_no_air(tmp_path, volumes):
+    write_dataset(tmp_path, {"a": volumes["a"]})
+    array = open_references(tmp_path)["a"]
+    (tmp_path / SHARD).unlink()
+    for read in (lambda: array[:], lambda: array[:5]):
+        with pytest.raises(ReferenceNotReachable, match=SHARD):
+            read()
 
 
 def test_dali(folder, volumes):

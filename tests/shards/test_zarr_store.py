@@ -6,6 +6,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.buffer import default_buffer_prototype
 
-from shards import zarr_store
+from shards import zarr_arrays
 from shards.codec import index_nbytes
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError, ShardError
@@ -50,19 +53,26 @@ def built(tmp_path_factory, volumes, labels):
 
 
 class Counted:
-    """A reader that writes down what is asked of it."""
+    """A fetcher that writes down what is asked of it, and answers a little later."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.asked: list[tuple[str, int, int]] = []
+        self.fails = False
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(4)
 
-    async def get_range(self, path: str, offset: int, nbytes: int) -> memoryview:
+    def submit(self, path: str, offset: int, nbytes: int, priority: int = 0) -> Future[memoryview]:
         self.asked.append((path, offset, nbytes))
-        await asyncio.sleep(0)  # lets others ask before this is answered
-        return memoryview((self.folder / path).read_bytes()[offset : offset + nbytes])
+        return self._pool.submit(self._read, path, offset, nbytes)
 
-    async def close(self) -> None:
-        pass
+    def _read(self, path: str, offset: int, nbytes: int) -> memoryview:
+        time.sleep(0.01)
+        if self.fails:
+            raise ShardError(f"{path}: cannot be read")
+        return memoryview((self._folder / path).read_bytes()[offset : offset + nbytes])
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
     def take(self) -> list[tuple[str, int, int]]:
         asked, self.asked = self.asked, []
@@ -71,8 +81,9 @@ class Counted:
 
 @pytest.fixture
 def counted(built):
-    reader = Counted(built)
-    return ZarrStore(Dataset.open(built), reader), reader
+    fetcher = Counted(built)
+    with ZarrStore(Dataset.open(built), fetcher) as store:
+        yield store, fetcher
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -117,9 +128,9 @@ def chunks_of(folder, key):
 
 
 def test_a_region_reads_the_index_once_and_the_chunks_it_meets(counted, built, volumes):
-    store, reader = counted
+    store, fetcher = counted
     array = zarr.open_array(store, path="b-2")
-    assert reader.take() == []
+    assert fetcher.take() == []
     shard, offset, at, nbytes = chunks_of(built, "b-2")
     index = (shard, offset, index_nbytes(len(at)))
     # The grid is 1 by 3 by 3 chunks: this region meets the last two along y, the middle one of x.
@@ -127,47 +138,47 @@ def test_a_region_reads_the_index_once_and_the_chunks_it_meets(counted, built, v
     wanted = [n for n in (4, 7) if nbytes[n]]
     assert wanted
     expected = [index, *((shard, offset + at[n], nbytes[n]) for n in wanted)]
-    assert sorted(reader.take()) == sorted(expected)
+    assert sorted(fetcher.take()) == sorted(expected)
     array[5:9, 100:, 64:80]
-    assert sorted(reader.take()) == sorted(expected[1:])
+    assert sorted(fetcher.take()) == sorted(expected[1:])
 
 
 def test_absent_chunks_cost_nothing(tmp_path):
     hu = np.full((64, 64, 128), -1024, np.int16)
     hu[:, :, 70] = 40
-    reader = Counted(write_dataset(tmp_path, {"half": hu}))
-    array = zarr.open_array(ZarrStore(Dataset.open(tmp_path), reader), path="half")
+    fetcher = Counted(write_dataset(tmp_path, {"half": hu}))
+    array = zarr.open_array(ZarrStore(Dataset.open(tmp_path), fetcher), path="half")
     assert (array[:, :, :60] == -1024).all()
-    assert len(reader.take()) == 1  # the index
+    assert len(fetcher.take()) == 1  # the index
 
 
 def test_a_whole_array_is_one_request_or_parts_of_it(counted, built, volumes, monkeypatch):
-    store, reader = counted
+    store, fetcher = counted
     shard, offset, *_ = chunks_of(built, "a")
     size = asyncio.run(store.getsize("a/c/0/0/0"))
     array = zarr.open_array(store, path="a")
     array[:]
-    assert reader.take() == [(shard, offset, size)]
-    monkeypatch.setattr(zarr_store, "PART_BYTES", 50_000)
+    assert fetcher.take() == [(shard, offset, size)]
+    monkeypatch.setattr(zarr_arrays, "PART_BYTES", 50_000)
     assert np.array_equal(array[:], volumes["a"])
-    parts = reader.take()
+    parts = fetcher.take()
     assert len(parts) == -(-size // 50_000) > 2
     assert [(shard, offset + 50_000 * n) for n in range(len(parts))] == [p[:2] for p in parts]
     assert sum(part[2] for part in parts) == size
 
 
 def test_labels_cost_the_idx_of_their_shard_once(counted, labels):
-    store, reader = counted
+    store, fetcher = counted
     zarr.open_array(store, path="a.seg")[1:3]
-    asked = reader.take()
+    asked = fetcher.take()
     assert asked[0][0] == f"{SHARD}.idx"
     assert {path for path, *_ in asked[1:]} == {SHARD}
     zarr.open_array(store, path="a.seg")
-    assert reader.take() == []
+    assert fetcher.take() == []
 
 
 def test_what_is_asked_for_at_the_same_time_is_read_once(counted):
-    store, reader = counted
+    store, fetcher = counted
 
     async def several() -> None:
         index = RangeByteRequest(0, index_nbytes(8))
@@ -175,26 +186,34 @@ def test_what_is_asked_for_at_the_same_time_is_read_once(counted):
         await asyncio.gather(*(store.get("a.seg/zarr.json", PROTOTYPE) for _ in range(5)))
 
     asyncio.run(several())
-    assert len(reader.take()) == 3  # the chunk index, the .idx, the metadata
-    asyncio.run(several())  # in another loop, which cannot wait for what the first one asked
-    assert len(reader.take()) == 3
+    assert len(fetcher.take()) == 3  # the chunk index, the .idx, the metadata
+    asyncio.run(several())  # in another event loop
+    assert fetcher.take() == []
 
 
-def test_a_read_that_failed_is_tried_again(counted, monkeypatch):
-    store, reader = counted
-    original = reader.get_range
-
-    async def fails(path, offset, nbytes):
-        raise ShardError(f"{path}: cannot be read")
-
-    async def both() -> None:
-        monkeypatch.setattr(reader, "get_range", fails)
+def test_a_read_that_failed_is_tried_again(counted):
+    store, fetcher = counted
+    fetcher.fails = True
+    for _ in range(2):
         with pytest.raises(ShardError, match="cannot be read"):
-            await store.get("a.seg/zarr.json", PROTOTYPE)
-        monkeypatch.setattr(reader, "get_range", original)
-        assert await store.get("a.seg/zarr.json", PROTOTYPE) is not None
+            asyncio.run(store.get("a.seg/zarr.json", PROTOTYPE))
+    fetcher.fails = False
+    assert asyncio.run(store.get("a.seg/zarr.json", PROTOTYPE)) is not None
 
-    asyncio.run(both())
+
+def test_one_who_gives_up_does_not_end_it_for_others(counted):
+    store, fetcher = counted
+
+    async def one_of_two() -> bytes:
+        first, second = (
+            asyncio.create_task(store.get("a.seg/zarr.json", PROTOTYPE)) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        return (await second).to_bytes()
+
+    assert asyncio.run(one_of_two()).startswith(b"{")
+    assert len(fetcher.take()) == 2  # the .idx, the metadata
 
 
 def test_byte_ranges(counted, built):
@@ -217,7 +236,7 @@ def test_byte_ranges(counted, built):
 
 
 def test_names(counted):
-    store, reader = counted
+    store, fetcher = counted
 
     async def collect(listing):
         return [name async for name in listing]
@@ -253,7 +272,7 @@ def test_names(counted):
         with pytest.raises(FileNotFoundError):
             asyncio.run(store.getsize(key))
     assert asyncio.run(store.getsize("zarr.json")) > 0
-    assert reader.take() == []
+    assert fetcher.take() == []
 
 
 def test_nothing_can_be_written(built):
@@ -317,6 +336,10 @@ def test_it_is_pickled_by_its_place(tmp_path, built, volumes):
     assert str(folder) in str(store)
     # Where it was pickled it is itself; elsewhere it is opened again.
     assert pickle.loads(pickle.dumps(store)) is store
+    store.close()
+    with pickle.loads(pickle.dumps(store)) as again:
+        assert again == store
+        assert np.array_equal(zarr.open_array(again, path="a")[:5], volumes["a"][:5])
     data = pickle.dumps(zarr.open_array(store, path="a"))
     script = "import pickle, sys; print(pickle.load(sys.stdin.buffer)[:].sum(dtype='int64'))"
     command = [sys.executable, "-W", "error", "-c", script]
@@ -326,3 +349,49 @@ def test_it_is_pickled_by_its_place(tmp_path, built, volumes):
     withdraw(folder, ["c_3"])
     ran = subprocess.run(command, input=data, capture_output=True, env=env)
     assert b"has changed since it was opened" in ran.stderr
+
+
+def test_its_threads_end(built):
+    before = set(threading.enumerate())
+
+    def threads():
+        # zarr keeps one of its own, for its event loop.
+        return {
+            one for one in set(threading.enumerate()) - before if not one.name.startswith("zarr")
+        }
+
+    with ZarrStore.open_url(built) as store:
+        array = zarr.open_array(store, path="a")
+        array[:3]
+        assert threads()
+    assert threads() == set()
+    with pytest.raises(ShardError, match="closed"):
+        array[:]
+    store = ZarrStore.open_url(built)
+    zarr.open_array(store, path="a")[:3]
+    assert threads()
+    del store
+    assert threads() == set()
+
+
+FORKED = """
+import os, sys, zarr
+from shards.zarr_store import ZarrStore
+array = zarr.open_array(ZarrStore.open_url(sys.argv[1]), path="a")
+array[:1]
+if os.fork() == 0:
+    try:
+        array[:1]
+    except Exception as exc:
+        print(exc, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_after_a_fork_it_says_what_to_do(built):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", FORKED, built]
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    assert "after a fork" in ran.stdout, ran.stderr
+    assert "spawn" in ran.stdout
