@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.commands import BuildShards, Scan
@@ -14,6 +13,7 @@ from ingest.errors import Reason, UsageError
 from ingest.exits import DONE, emit
 
 if TYPE_CHECKING:
+    from ingest.output import Output
     from ingest.pipeline import Plan
     from shards.schema import Manifest
 
@@ -66,7 +66,6 @@ def run_build(command: BuildShards) -> int:
     from ingest.exclude import read_exclusions
     from ingest.ids import load_id_key
     from ingest.labels import label_sources, load_label_names
-    from ingest.lock import check_free
     from ingest.output import check_paths
     from ingest.paths import check_paths_file, write_paths
     from ingest.pipeline import Job, build, plan_build
@@ -76,11 +75,11 @@ def run_build(command: BuildShards) -> int:
     if len(command.paths) < 2:
         raise UsageError("give one RAW or more, then OUT: ingest build-shards RAW... OUT")
     raw = command.paths[:-1]
-    out = check_paths([*raw, *command.labels], command.paths[-1])
+    output = check_paths([*raw, *command.labels], command.paths[-1])
     labels = label_sources(command.labels, raw)
     label_names = load_label_names(command.label_names)
     if command.keep_paths is not None:
-        check_paths_file(command.keep_paths, raw, out)
+        check_paths_file(command.keep_paths, raw, command.paths[-1])
     exclusions = read_exclusions(command.exclude)
     terminal = Terminal(verbose=command.verbose)
     try:
@@ -99,16 +98,18 @@ def run_build(command: BuildShards) -> int:
         )
         workers = (os.cpu_count() or 1) if command.workers is None else command.workers
         job = Job(
-            out=out,
+            out=output.address,
             workers=workers,
             dask_scheduler=command.dask_scheduler,
             max_failures=command.max_failures,
             built=terminal.built,
             scratch_gib=command.scratch_gib,
+            take_lock=command.take_lock,
+            say=terminal.say,
         )
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
-    check_free(out)
+    output.check(writing=not command.dry_run, take=command.take_lock)
     id_key = load_id_key(command.id_key)
     with terminal:
         plan = plan_build(raw, config, id_key, terminal, exclusions, labels, workers)
@@ -116,15 +117,15 @@ def run_build(command: BuildShards) -> int:
             return _end_dry_run(plan, command.json)
         if command.keep_paths is not None:
             write_paths(command.keep_paths, plan.found.series)
-        already = (out / MANIFEST).exists()
+        already = output.read(MANIFEST) is not None
         manifest = build(plan, config, id_key, job, terminal)
         seconds = time.monotonic() - terminal.started
-    reasons, excluded = refused_reasons(out)
-    labelled = labelled_samples(out, manifest)
+    reasons, excluded = refused_reasons(output)
+    labelled = labelled_samples(output, manifest)
     if command.json:
         emit(
             {
-                "out": str(out),
+                "out": output.name,
                 "already_complete": already,
                 "build_sha256": manifest.build_sha256,
                 "generation_id": manifest.generation_id,
@@ -138,7 +139,11 @@ def run_build(command: BuildShards) -> int:
             }
         )
     else:
-        print(f"{out}: already complete, nothing to do" if already else f"{out}: complete")
+        print(
+            f"{output.name}: already complete, nothing to do"
+            if already
+            else f"{output.name}: complete"
+        )
         print(closing_line(manifest, reasons, seconds, labelled) + _memory(terminal.peak_bytes))
         if exclusions.sha256:
             kinds = ", ".join(f"{count} by {kind}" for kind, count in excluded.items())
@@ -146,24 +151,26 @@ def run_build(command: BuildShards) -> int:
     return DONE
 
 
-def refused_reasons(out: Path) -> tuple[dict[str, int], dict[str, int]]:
+def refused_reasons(output: Output) -> tuple[dict[str, int], dict[str, int]]:
     """Refused series by reason, and excluded ones by what, from the dataset's own table."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ingest.exclude import count_excluded
     from shards.schema import SERIES
 
-    table = pq.read_table(out / SERIES, columns=["verdict", "reason", "detail"]).to_pylist()
+    file = pa.BufferReader(output.read(SERIES) or b"")
+    table = pq.read_table(file, columns=["verdict", "reason", "detail"]).to_pylist()
     counts = Counter(row["reason"] for row in table if row["verdict"] == "refused")
     return dict(sorted(counts.items())), count_excluded(table)
 
 
-def labelled_samples(out: Path, manifest: Manifest) -> int:
+def labelled_samples(output: Output, manifest: Manifest) -> int:
     """Samples of a dataset that have a label volume."""
     from shards.schema import INDEX
     from shards.versions import read_index
 
-    index = read_index((out / INDEX).read_bytes(), manifest.format_version, INDEX)
+    index = read_index(output.read(INDEX) or b"", manifest.format_version, INDEX)
     return sum(index["labelled"].to_pylist())
 
 

@@ -22,14 +22,15 @@ def run_append(command: Append) -> int:
     from ingest.edit_append import append
     from ingest.exclude import read_exclusions
     from ingest.ids import load_id_key
-    from ingest.output import check_paths
+    from ingest.output import check_folder, check_paths
     from ingest.pipeline import Job
     from ingest.terminal import Terminal
 
     if len(command.paths) < 2:
         raise UsageError("give one RAW or more, then OUT: ingest append RAW... OUT")
     raw = command.paths[:-1]
-    out = check_paths(raw, command.paths[-1])
+    out = check_folder(command.paths[-1])
+    check_paths(raw, command.paths[-1])
     try:
         given = _given_settings(command)
         workers = (os.cpu_count() or 1) if command.workers is None else command.workers
@@ -84,11 +85,12 @@ def run_forget(command: Forget) -> int:
     """``ingest forget``."""
     from ingest.edit_forget import forget, keyed_subjects
     from ingest.ids import load_id_key
+    from ingest.output import check_folder
     from shards.dataset import Dataset
 
     if not command.subject and not command.patient_id:
         raise UsageError("name whom to forget: --subject ID..., or --patient-id ID...")
-    out, shown = Path(command.out), {}
+    out, shown = check_folder(command.out), {}
     if command.patient_id:
         fingerprint = Dataset.open(out).manifest.id_key_fingerprint
         id_key = load_id_key(command.id_key)
@@ -111,8 +113,9 @@ def run_forget(command: Forget) -> int:
 def run_compact(command: Compact) -> int:
     """``ingest compact``."""
     from ingest.edit_forget import compact
+    from ingest.output import check_folder
 
-    out = Path(command.out)
+    out = check_folder(command.out)
     done = compact(out, lambda name: print(f"rewrote {name}", file=sys.stderr))
     changed = done.samples > 0
     if command.json:
@@ -135,14 +138,11 @@ def run_compact(command: Compact) -> int:
 def run_merge(command: Merge) -> int:
     """``ingest merge``."""
     from ingest.edit_merge import merge
+    from ingest.output import check_folder
 
     if len(command.paths) < 3:
         raise UsageError("give two datasets or more, then OUT: ingest merge A B... OUT")
-    for path in command.paths:
-        if "://" in path:
-            raise UsageError(f"{path}: only datasets in local folders are merged")
-    out = Path(command.paths[-1])
-    sources = [Path(path) for path in command.paths[:-1]]
+    *sources, out = (check_folder(path) for path in command.paths)
     done = merge(sources, out, lambda name: print(f"wrote {name}", file=sys.stderr))
     if command.json:
         counts = {"duplicates": done.duplicates, "withdrawn": done.withdrawn}

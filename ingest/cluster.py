@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.errors import IngestError, Reason, UsageError
+from ingest.output import open_output
 from ingest.series import Series
 
 if TYPE_CHECKING:
@@ -82,15 +83,14 @@ def _check_workers(client: Client, address: str, complaint: Callable[[], str]) -
 
 
 def worker_complaint(
-    versions: Mapping[str, str], python: Sequence[int], out: str, state: str, raw: Sequence[str]
+    versions: Mapping[str, str], python: Sequence[int], out: str, raw: Sequence[str]
 ) -> str:
     """Why this process cannot build shards of that build; empty if it can.
 
     Args:
         versions: of the packages that shape bytes, where the run was started.
         python: version there.
-        out: folder of the dataset, with the file ``state`` of the unfinished build in it.
-        state: see ``out``.
+        out: address of the dataset, where the build has begun.
         raw: sources.
     """
     differing = [
@@ -105,14 +105,10 @@ def worker_complaint(
             f"has other packages, which may give other bytes: {', '.join(differing)}; "
             "install the same versions there"
         )
-    for path in (str(Path(out) / state), *raw):
+    for path in raw:
         if not Path(path).exists():
-            what = "OUT" if path not in raw else "RAW"
-            return (
-                f"does not see {what} at {out if what == 'OUT' else path}; "
-                "mount it at the same path on every worker"
-            )
-    return ""
+            return f"does not see RAW at {path}; mount it at the same path on every worker"
+    return open_output(out).complaint()
 
 
 def _version(name: str) -> str:

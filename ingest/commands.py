@@ -51,7 +51,7 @@ class BuildShards:
     """Build a dataset from raw archives; resumable, and the same bytes every time."""
 
     paths: Paths
-    """Folders, archives, files and URLs (s3://, ...) to read, then the folder to write."""
+    """Folders, archives, files and URLs to read, then the folder or URL (s3://, ...) to write."""
     spacing_mm: Annotated[str, tyro.conf.arg(metavar="MM|z,y,x|native")] = "1.5"
     """Target spacing in mm: one number, three as z,y,x, or native to keep each volume's own."""
     body_crop: bool = True
@@ -66,6 +66,8 @@ class BuildShards:
     """Worker processes, one a core by default; they change no byte."""
     dask_scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDR")] = None
     """Address of a running Dask scheduler: its workers are used; they must see RAW and OUT."""
+    take_lock: bool = False
+    """Take over the lock of a run on another machine that is dead; only where OUT is a URL."""
     scratch_gib: float = 4.0
     """Temporary disk space of each worker, for what compressed archives hold; 0 for none."""
     max_failures: float = 0.1

@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.errors import Reason, UsageError
+from ingest.errors import Reason
 from ingest.exclude import EXCLUSIONS, count_excluded
 from ingest.lock import locked
+from ingest.output import STATE_FOLDER
 from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, one_way, read_record
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.rows import count_totals
 from ingest.sample import hu_histogram, preview
-from ingest.work import STATE_FOLDER
 from shards.dataset import Dataset, Sample
 from shards.errors import NotADatasetError, ShardError
 from shards.files import sync_folder, write_atomic
@@ -96,11 +96,9 @@ def editing(out: Path) -> Iterator[Base]:
     """Hold the dataset in ``out`` for a change; a step that was cut short is completed first.
 
     Raises:
-        UsageError: ``out`` is no local folder, or another process writes there.
+        UsageError: another process writes there.
         NotADatasetError: no dataset there.
     """
-    if "://" in str(out):
-        raise UsageError(f"{out}: only a dataset in a local folder can be changed")
     if not (out / MANIFEST).exists():
         raise NotADatasetError(f"{out}: no {MANIFEST} there; give the output of `build-shards`")
     with locked(out):

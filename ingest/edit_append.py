@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ingest.budget import Budget
@@ -20,14 +21,15 @@ from ingest.exclude import NO_EXCLUSIONS, Exclusions
 from ingest.groups import cut_groups
 from ingest.ids import IdKey
 from ingest.listener import Listener
-from ingest.output import clear_partials, start_build
+from ingest.output import STATE_FOLDER, start_build
+from ingest.output_folder import FolderOutput
 from ingest.pipeline import Job, Plan, build_groups, plan_build
 from ingest.record import BUILD_RECORD, refused_subjects
 from ingest.rows import series_row
 from ingest.scan import ScanResult
 from ingest.series import Series
 from ingest.spool import Outcome
-from ingest.work import STATE_FOLDER, GroupResult
+from ingest.work import GroupResult
 from shards.copying import kept_shards
 from shards.schema import Contract, Manifest, canonical_json
 from shards.tables import Row
@@ -76,7 +78,7 @@ def append(
         UsageError: the dataset is made with another key or other settings, or cannot be changed.
         IngestError: as for a build.
     """
-    with editing(job.out) as base:
+    with editing(Path(job.out)) as base:
         config = append_config(base, given, id_key)
         _check_exclusions(base, exclusions)
         scanned = plan_build(
@@ -153,20 +155,21 @@ def _build(
     """Build the new shards in the work folder; a run that was stopped goes on there."""
     budget = Budget(plan.found.series, job.max_failures)
     versions = package_versions()
+    output = FolderOutput(base.work)
     try:
         if base.work.exists() and not (base.work / STATE_FOLDER).exists():
             drop_work(base)
-        start_build(base.work, plan.build_sha256, versions)
+        start_build(output, plan.build_sha256, versions)
     except UsageError:
         # What is there belongs to a change that nobody completed, of other series or packages.
         drop_work(base)
-        start_build(base.work, plan.build_sha256, versions)
+        start_build(output, plan.build_sha256, versions)
     if not plan.groups:
         return []
     try:
         return build_groups(plan, config, replace(job, out=base.work), budget, listener)
     except BaseException:
-        clear_partials(base.work)
+        output.clear_partials()
         raise
 
 

@@ -29,6 +29,7 @@ from ingest.edit_parts import Part, all_forgotten, check_alike, check_apart, cut
 from ingest.errors import Reason
 from ingest.lock import locked
 from ingest.output import complete_build, end_build, start_build
+from ingest.output_folder import FolderOutput
 from ingest.record import BuildRecord, ExclusionList, Origin, one_way
 from shards.copying import copy_samples, kept_shards
 from shards.dataset import Sample
@@ -89,12 +90,13 @@ def merge(
         "withdrawn": sum(len(part.withdrawn) for part in parts),
     }
     with locked(out):
-        if (done := complete_build(out, digest)) is not None:
+        output = FolderOutput(out)
+        if (done := complete_build(output, digest)) is not None:
             return Merged(manifest=done, changed=False, **summary)
-        start_build(out, digest, {})
+        start_build(output, digest, {})
         shards = _gather(parts, out, progress)
         manifest = _publish(parts, out, shards, digest)
-        end_build(out)
+        end_build(output)
     return Merged(manifest=manifest, changed=True, **summary)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ingest.errors import UsageError
+from ingest.remote import is_url, local_path
 from ingest.series import Series
 from ingest.sources import FileRef
 from shards.files import sync_folder, temporary
@@ -19,15 +20,16 @@ from shards.files import sync_folder, temporary
 OWNER_ONLY = 0o600
 
 
-def check_paths_file(path: Path, raw: Sequence[str], out: Path) -> None:
+def check_paths_file(path: Path, raw: Sequence[str], out: str | Path) -> None:
     """Refuse a place that would give paths away or be taken for input.
 
     Raises:
         UsageError: inside OUT or RAW, in no folder, or a file that is something else.
     """
     real = path.resolve()
-    for name, folder in (("OUT", out), *(("RAW", Path(one)) for one in raw)):
-        if real.is_relative_to(folder.resolve()):
+    for name, place in (("OUT", out), *(("RAW", one) for one in raw)):
+        folder = local_path(str(place))
+        if not is_url(folder) and real.is_relative_to(Path(folder).resolve()):
             raise UsageError(f"--keep-paths {path}: lies inside {name}; give a file elsewhere")
     if not real.parent.is_dir():
         raise UsageError(f"--keep-paths {path}: its folder does not exist; make it first")

@@ -24,8 +24,16 @@ from ingest.groups import Group, cut_groups
 from ingest.ids import IdKey
 from ingest.labels import LabelSources
 from ingest.listener import Listener
-from ingest.lock import locked
-from ingest.output import clear_partials, complete_build, end_build, start_build, untouched_build
+from ingest.output import (
+    STATE_FOLDER,
+    Hold,
+    Output,
+    complete_build,
+    end_build,
+    open_output,
+    start_build,
+    untouched_build,
+)
 from ingest.record import BUILD_RECORD, BuildRecord, ExclusionList, refused_subjects
 from ingest.report import MAX_PREVIEWS, ReportData, render_report
 from ingest.rows import count_totals, series_rows
@@ -34,12 +42,11 @@ from ingest.scratch import GIB, SCRATCH, with_scratch
 from ingest.series import Series
 from ingest.spool import Outcome
 from ingest.work import (
-    STATE_FILE,
-    STATE_FOLDER,
     GroupResult,
     GroupTask,
     build_group,
-    finished_result,
+    files_of,
+    finished_results,
     shared_parts,
     spool_series,
 )
@@ -59,7 +66,7 @@ from shards.writer import publish
 
 T = TypeVar("T")
 R = TypeVar("R")
-_COPIES_FILE = "copies.json"
+_COPIES = f"{STATE_FOLDER}/copies.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +129,15 @@ def plan_build(
 class Job:
     """Where and how a plan is carried out; none of it changes a byte of the dataset."""
 
-    out: Path
+    out: str | Path
+    """A folder, or the URL of a prefix of a bucket."""
     workers: int = 1
     dask_scheduler: str | None = None
     """Address of a running scheduler, whose workers see sources and ``out`` at the same paths."""
+    take_lock: bool = False
+    """Take over the lock of a run that the user knows to be dead, in a bucket."""
+    say: Callable[[str], None] = lambda line: None
+    """Told what the user should know, in a line."""
     built: Callable[[GroupResult], None] | None = None
     """Told of every group that this run built."""
     max_failures: float = 0.1
@@ -150,47 +162,65 @@ def build(plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Li
         FailureBudgetError: too large a share of the series is broken.
         IngestError: no series was accepted, or a worker died.
     """
-    if (done := untouched_build(job.out, plan.build_sha256)) is not None:
-        return done
-    with locked(job.out):
-        return _build(plan, config, id_key, job, listener)
+    output = open_output(job.out)
+    with output.naming():
+        if (done := untouched_build(output, plan.build_sha256)) is not None:
+            return done
+        with output.locked(take=job.take_lock, say=job.say) as hold:
+            return _build(plan, config, id_key, job, listener, output, hold)
 
 
 def _build(
-    plan: Plan, config: BuildConfig, id_key: IdKey, job: Job, listener: Listener
+    plan: Plan,
+    config: BuildConfig,
+    id_key: IdKey,
+    job: Job,
+    listener: Listener,
+    output: Output,
+    hold: Hold,
 ) -> Manifest:
-    if (done := complete_build(job.out, plan.build_sha256)) is not None:
+    if (done := complete_build(output, plan.build_sha256)) is not None:
         return done
     budget = Budget(plan.found.series, job.max_failures)
     if not plan.groups:
         raise nothing_accepted(plan.found)
     versions = package_versions()
-    start_build(job.out, plan.build_sha256, versions)
+    start_build(output, plan.build_sha256, versions)
     try:
-        results = build_groups(plan, config, job, budget, listener)
+        results = build_groups(plan, config, job, budget, listener, hold)
     except BaseException:
-        clear_partials(job.out)
+        output.clear_partials()
         raise
     if not any(result.shard for result in results):
-        end_build(job.out)
+        end_build(output)
         raise nothing_accepted(plan.found)
     failpoint("publishing")
-    manifest = _publish(plan, config, id_key, job.out, results, versions)
-    end_build(job.out)
+    output.confirm(*files_of(results))
+    with output.workspace() as folder:
+        manifest = _publish(plan, config, id_key, folder, results, versions)
+        hold.check()
+        output.deliver(folder)
+    end_build(output)
     return manifest
 
 
 def build_groups(
-    plan: Plan, config: BuildConfig, job: Job, budget: Budget, listener: Listener
+    plan: Plan,
+    config: BuildConfig,
+    job: Job,
+    budget: Budget,
+    listener: Listener,
+    hold: Hold | None = None,
 ) -> list[GroupResult]:
     """Build the groups that no earlier run finished; all results, by number."""
     keys = sorted(series.key for group in plan.groups for series in group.series)
     previews = frozenset(keys[:MAX_PREVIEWS])
-    copies = _copies(plan, job)
+    output = open_output(job.out)
+    copies = _copies(plan, job, output)
     tasks = [
         GroupTask(
             group=group,
-            out=str(job.out.resolve()),
+            out=output.address,
             config=config,
             build_sha256=plan.build_sha256,
             previews=previews.intersection(s.key for s in group.series),
@@ -199,7 +229,7 @@ def build_groups(
         )
         for group in plan.groups
     ]
-    kept = {t.group.number: result for t in tasks if (result := finished_result(t)) is not None}
+    kept = finished_results(output, tasks)
     waiting = [task for task in tasks if task.group.number not in kept]
     by_key = {series.key: series for group in plan.groups for series in group.series}
     results: list[GroupResult] = []
@@ -207,6 +237,8 @@ def build_groups(
     # Closed before the lock is freed, whatever happens: no worker of ours writes after that.
     with closing(_run(build_group, waiting, plan, job, split)) as built, closing(SCRATCH):
         for result in itertools.chain(kept.values(), built):
+            if hold is not None:
+                hold.check()
             results.append(result)
             if job.built is not None and result.number not in kept:
                 job.built(result)
@@ -240,13 +272,11 @@ def _run(
     """Do a task for each item where the job says."""
     complaint = None
     if job.dask_scheduler is not None:
-        out = str(job.out.resolve())
         complaint = partial(
             worker_complaint,
             package_versions(),
             sys.version_info[:2],
-            out,
-            f"{STATE_FOLDER}/{STATE_FILE}",
+            open_output(job.out).address,
             source_roots(plan.found.series),
         )
     keep = partial(with_scratch, plan.build_sha256, int(job.scratch_gib * GIB))
@@ -256,11 +286,10 @@ def _run(
     return run_tasks(task, items, job.workers, job.dask_scheduler, complaint, split)
 
 
-def _copies(plan: Plan, job: Job) -> dict[str, Outcome]:
+def _copies(plan: Plan, job: Job, output: Output) -> dict[str, Outcome]:
     """Series that are others' copies, by key; found once a build, also if it is interrupted."""
-    path = job.out / STATE_FOLDER / _COPIES_FILE
-    if path.exists():
-        saved = json.loads(path.read_bytes())
+    if (data := output.read(_COPIES)) is not None:
+        saved = json.loads(data)
     else:
 
         def run(tasks: Sequence[HashTask]) -> list[tuple[str, str]]:
@@ -271,7 +300,7 @@ def _copies(plan: Plan, job: Job) -> dict[str, Outcome]:
 
         found = find_copies(plan.found.series, run)
         saved = {key: [str(reason), detail] for key, (reason, detail) in found.items()}
-        write_atomic(path, canonical_json(saved))
+        output.write(_COPIES, canonical_json(saved))
     return {key: Outcome(reason=reason, detail=detail) for key, (reason, detail) in saved.items()}
 
 

@@ -8,10 +8,7 @@ build: what is in doubt is prepared again.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 
@@ -63,13 +60,13 @@ class _Head:
     peak_bytes: int
 
 
-def spool_path(state: Path, key: str) -> Path:
-    """Where the series ``key`` is kept."""
-    return state / f"series-{key}.spool"
+def spool_folder(number: int) -> str:
+    """Where in the state folder the series of a group are kept, each under its key."""
+    return f"spool-{number:06d}"
 
 
-def save_series(path: Path, series: FinishedSeries, build_sha256: str) -> None:
-    """Write ``series`` whole or not at all. Not synced to disk: a damaged one is made again."""
+def pack_series(series: FinishedSeries, build_sha256: str) -> bytes:
+    """``series`` as it is kept; `unpack_series` notices if it was cut or damaged."""
     sample = series.sample
     members = [] if sample is None else sample.members
     head = _Head(
@@ -85,31 +82,21 @@ def save_series(path: Path, series: FinishedSeries, build_sha256: str) -> None:
     parts = [_sized(dump_json(head)), _sized(json.dumps(rows).encode())]
     parts += [data for _, data in members]
     crc = 0
-    # Its own name: a cluster may give one series to two workers at once.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with partial.open("wb") as file:
-            for part in parts:
-                file.write(part)
-                crc = google_crc32c.extend(crc, part)
-            file.write(crc.to_bytes(_CRC_BYTES, "little"))
-        os.replace(partial, path)
-    except BaseException:  # a full disk is not left with the part that did fit
-        partial.unlink(missing_ok=True)
-        raise
+    for part in parts:
+        crc = google_crc32c.extend(crc, part)
+    return b"".join([*parts, crc.to_bytes(_CRC_BYTES, "little")])
 
 
-def load_series(path: Path, build_sha256: str) -> FinishedSeries | None:
-    """What `save_series` wrote for this build; None if there is no such file or it is damaged."""
+def unpack_series(data: bytes, build_sha256: str) -> FinishedSeries | None:
+    """What `pack_series` made for this build; None if it is of another one, or damaged."""
     try:
-        data = path.read_bytes()
         body = data[:-_CRC_BYTES]
         if google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
             return None
         at, text = _read_sized(body, 0)
-        head = load_json(text, _Head, path.name)
+        head = load_json(text, _Head, "spool")
         at, text = _read_sized(body, at)
-    except (FileNotFoundError, CorruptShardError):
+    except CorruptShardError:
         return None
     if head.build_sha256 != build_sha256:
         return None

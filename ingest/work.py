@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,26 +15,21 @@ from ingest.config import BuildConfig
 from ingest.errors import IngestError, Reason, SeriesError
 from ingest.exclude import NO_VOXELS, ExcludedVoxels
 from ingest.groups import Group
-from ingest.lock import waiting_lock
 from ingest.memory import peak_bytes
+from ingest.output import STATE, STATE_FOLDER, Output, open_output
+from shards.prefetch import prefetch
+from ingest.remote import READ_THREADS
 from ingest.sample import HISTOGRAM_BIN_HU, hu_histogram, make_sample, preview, with_label
 from ingest.series import Series
-from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
+from ingest.spool import FinishedSeries, Outcome, pack_series, spool_folder, unpack_series
 from shards.failpoints import failpoint
-from shards.files import write_atomic
-from shards.schema import HU_MAX, HU_MIN, dump_json, load_json
+from shards.schema import HU_MAX, HU_MIN, FileEntry, dump_json, load_json
 from shards.writer import ShardResult, ShardWriter, encode_sample
 
 logger = logging.getLogger(__name__)
 
 SHARED_FROM_VOXELS = 100_000_000
 """Of a group, as scanned: two or three seconds of work, about what starting workers takes."""
-STATE_FOLDER = ".build"
-"""Inside OUT while a build is unfinished: what a second run needs to go on."""
-STATE_FILE = "build.json"
-"""In the state folder: which build this is."""
-GROUP_WAIT_S = 3600.0
-"""How long a group waits for another process that is at the same one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +38,7 @@ class GroupTask:
 
     group: Group
     out: str
+    """Address of the output."""
     config: BuildConfig
     build_sha256: str
     previews: frozenset[str]
@@ -58,6 +53,7 @@ class SeriesTask:
     """One series of a group, prepared apart from the others; picklable."""
 
     series: Series
+    group: int
     out: str
     config: BuildConfig
     build_sha256: str
@@ -85,10 +81,21 @@ class GroupResult:
     """What became of the labels that were tried, by their volume's key."""
     peak_bytes: int = 0
     """Most memory that its worker ever had; told to a person, never part of the dataset."""
+    e_tags: dict[str, str] = field(default_factory=dict)
+    """Of its files by name, in a bucket."""
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Its shard and the sidecars."""
+        if self.shard is None:
+            return []
+        entry = self.shard.entry
+        tar = FileEntry(name=entry.name, bytes=entry.bytes, sha256=entry.sha256)
+        return [tar, entry.idx, entry.refs]
 
 
 def build_group(task: GroupTask) -> GroupResult:
-    """Build a group unless that is done already; no two processes ever write the same one.
+    """Build a group unless that is done already; two processes never disturb each other at it.
 
     A cluster may give a task twice, to a worker it believes lost and to another one, and the tasks
     of a run that was killed may still be at work when the next one starts.
@@ -96,53 +103,56 @@ def build_group(task: GroupTask) -> GroupResult:
     Raises:
         IngestError: the build is over, or not in sight here, or another worker keeps the group.
     """
-    check_build(Path(task.out), task.build_sha256)
-    lock = _result_path(Path(task.out), task.group.number).with_suffix(".lock")
+    output = open_output(task.out)
+    check_build(output, task.build_sha256)
     try:
-        with waiting_lock(lock, GROUP_WAIT_S):
-            if (done := finished_result(task)) is not None:
+        with output.group_lock(task.group.number):
+            if (done := finished_result(output, task)) is not None:
                 return done
-            return _build_group(task)
+            return _build_group(output, task)
     except FileNotFoundError as exc:
-        if lock.parent.exists():
+        if output.names(STATE_FOLDER):
             raise
         raise IngestError(f"{task.out}: the build ended while a worker was at it") from exc
 
 
-def check_build(out: Path, build_sha256: str) -> None:
-    """Make sure that the build this task belongs to is still going on in ``out``.
+def check_build(output: Output, build_sha256: str) -> None:
+    """Make sure that the build this task belongs to is still going on in ``output``.
 
     Raises:
-        IngestError: it is not, or this machine does not see ``out``.
+        IngestError: it is not, or this machine does not see it.
     """
-    try:
-        state = json.loads((out / STATE_FOLDER / STATE_FILE).read_bytes())
-    except OSError as exc:
+    data = output.read(STATE)
+    if data is None:
         raise IngestError(
-            f"{out}: worker on {socket.gethostname()} sees no build there; OUT and RAW must be at "
-            "the same paths on every worker of the cluster"
-        ) from exc
-    if state["build_sha256"] != build_sha256:
-        raise IngestError(f"{out}: holds another build by now")
+            f"{output.name}: worker on {socket.gethostname()} sees no build there; OUT and RAW "
+            "must be at the same paths on every worker of the cluster"
+        )
+    if json.loads(data)["build_sha256"] != build_sha256:
+        raise IngestError(f"{output.name}: holds another build by now")
 
 
-def _build_group(task: GroupTask) -> GroupResult:
+def _build_group(output: Output, task: GroupTask) -> GroupResult:
     """Read, prepare and write every series of a group; record the result for a later run.
 
     A series that is refused shortens the shard. Anything unexpected stops the run, with a note that
     names the series.
     """
-    out = Path(task.out)
-    state = out / STATE_FOLDER
     outcomes: dict[str, Outcome] = {}
     labels: dict[str, Outcome] = {}
     previews: dict[str, str] = {}
     histogram = np.zeros((HU_MAX - HU_MIN + 1) // HISTOGRAM_BIN_HU, np.int64)
     shard, peak = None, 0
-    with ShardWriter(out, task.group.number, task.config.profile) as writer:
+    e_tags: dict[str, str] = {}
+    spool = f"{STATE_FOLDER}/{spool_folder(task.group.number)}"
+    spooled = output.names(spool)
+    with (
+        output.workspace() as folder,
+        ShardWriter(folder, task.group.number, task.config.profile) as writer,
+    ):
         for part in series_tasks(task):
             key = part.series.key
-            finished = load_series(spool_path(state, key), task.build_sha256)
+            finished = _spooled(output, f"{spool}/{key}", task) if key in spooled else None
             finished = finish_series(part) if finished is None else finished
             outcomes[key] = finished.outcome
             if finished.label is not None:
@@ -156,6 +166,7 @@ def _build_group(task: GroupTask) -> GroupResult:
                 previews[key] = finished.preview
         if writer.samples:
             shard = writer.close()
+            e_tags = output.deliver(folder)
     result = GroupResult(
         build_sha256=task.build_sha256,
         number=task.group.number,
@@ -165,11 +176,16 @@ def _build_group(task: GroupTask) -> GroupResult:
         hu_histogram=histogram.tolist(),
         labels=labels,
         peak_bytes=max(peak, peak_bytes()),
+        e_tags=e_tags,
     )
-    save_result(out, result)
-    for key in outcomes:
-        spool_path(state, key).unlink(missing_ok=True)
+    save_result(output, result)
+    output.remove([f"{spool}/{name}" for name in sorted(spooled)])
     return result
+
+
+def _spooled(output: Output, path: str, task: GroupTask) -> FinishedSeries | None:
+    data = output.read(path)
+    return None if data is None else unpack_series(data, task.build_sha256)
 
 
 def shared_parts(task: GroupTask) -> list[SeriesTask]:
@@ -183,6 +199,7 @@ def series_tasks(task: GroupTask) -> list[SeriesTask]:
     return [
         SeriesTask(
             series=series,
+            group=task.group.number,
             out=task.out,
             config=task.config,
             build_sha256=task.build_sha256,
@@ -200,10 +217,14 @@ def spool_series(task: SeriesTask) -> None:
     Raises:
         IngestError: the build is over, or not in sight here.
     """
-    check_build(Path(task.out), task.build_sha256)
-    path = spool_path(Path(task.out) / STATE_FOLDER, task.series.key)
-    if load_series(path, task.build_sha256) is None:
-        save_series(path, finish_series(task), task.build_sha256)
+    output = open_output(task.out)
+    check_build(output, task.build_sha256)
+    path = f"{STATE_FOLDER}/{spool_folder(task.group)}/{task.series.key}"
+    data = output.read(path)
+    if data is None or unpack_series(data, task.build_sha256) is None:
+        packed = pack_series(finish_series(task), task.build_sha256)
+        # Not synced to disk: a damaged one is made again.
+        output.write(path, packed, durable=False)
 
 
 def finish_series(task: SeriesTask) -> FinishedSeries:
@@ -233,35 +254,48 @@ def finish_series(task: SeriesTask) -> FinishedSeries:
     )
 
 
-def save_result(out: Path, result: GroupResult) -> None:
+def save_result(output: Output, result: GroupResult) -> None:
     """Write a group's result whole or not at all."""
-    write_atomic(_result_path(out, result.number), dump_json(result))
+    output.write(f"{STATE_FOLDER}/{_result_name(result.number)}", dump_json(result))
     failpoint("result_saved")
 
 
-def finished_result(task: GroupTask) -> GroupResult | None:
+def finished_result(output: Output, task: GroupTask) -> GroupResult | None:
     """The result of an earlier run, if it was of this build and its files are unchanged."""
-    path = _result_path(Path(task.out), task.group.number)
-    if not path.exists():
+    result = _read_result(output, task)
+    if result is None or output.changed(result.files, result.e_tags):
         return None
-    result = load_json(path.read_bytes(), GroupResult, path.name)
-    if result.build_sha256 != task.build_sha256:
-        return None
-    if result.shard is None:
-        return result
-    entry = result.shard.entry
-    for file in (entry, entry.idx, entry.refs):
-        if not _unchanged(Path(task.out) / file.name, file.bytes, file.sha256):
-            return None
     return result
 
 
-def _result_path(out: Path, number: int) -> Path:
-    return out / STATE_FOLDER / f"group-{number:06d}.json"
+def finished_results(output: Output, tasks: Sequence[GroupTask]) -> dict[int, GroupResult]:
+    """As `finished_result`, of many groups, by number."""
+    names = output.names(STATE_FOLDER)
+    there = [task for task in tasks if _result_name(task.group.number) in names]
+    read = prefetch(lambda task: _read_result(output, task), there, READ_THREADS)
+    results = [result for result in read if result is not None]
+    changed = output.changed(*files_of(results))
+    return {
+        result.number: result
+        for result in results
+        if changed.isdisjoint(file.name for file in result.files)
+    }
 
 
-def _unchanged(path: Path, nbytes: int, sha256: str) -> bool:
-    if not path.is_file() or path.stat().st_size != nbytes:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+def files_of(results: Sequence[GroupResult]) -> tuple[list[FileEntry], dict[str, str]]:
+    """All files of some groups, and their ETags by name, in a bucket."""
+    files = [file for result in results for file in result.files]
+    return files, {name: tag for result in results for name, tag in result.e_tags.items()}
+
+
+def _read_result(output: Output, task: GroupTask) -> GroupResult | None:
+    name = _result_name(task.group.number)
+    data = output.read(f"{STATE_FOLDER}/{name}")
+    if data is None:
+        return None
+    result = load_json(data, GroupResult, name)
+    return result if result.build_sha256 == task.build_sha256 else None
+
+
+def _result_name(number: int) -> str:
+    return f"group-{number:06d}.json"

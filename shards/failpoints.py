@@ -29,6 +29,14 @@ BUILD_FAILPOINTS = (
     "before_rename",
 )
 """Of ``ingest build-shards``, in the order of a build; the last is in every atomic write."""
+BUCKET_FAILPOINTS = (
+    "bucket_locked",
+    "part_sent",
+    "delivered",
+    "manifest_waits",
+)
+"""Of ``ingest build-shards`` into a bucket, besides those of any build: each object counts as
+delivered; a part is sent only of a file that takes several."""
 COMMIT_FAILPOINTS = (
     "staged",
     "decided",
@@ -39,7 +47,7 @@ COMMIT_FAILPOINTS = (
     "decision_removed",
 )
 """Of a new generation of a dataset, in the order of ``shards.generations``."""
-FAILPOINTS = frozenset(BUILD_FAILPOINTS + COMMIT_FAILPOINTS)
+FAILPOINTS = frozenset(BUILD_FAILPOINTS + BUCKET_FAILPOINTS + COMMIT_FAILPOINTS)
 
 _visits: Counter[str] = Counter()
 

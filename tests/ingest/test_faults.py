@@ -218,7 +218,8 @@ def test_a_worker_of_a_build_that_is_over_writes_nothing(archive, tmp_path):
     """As one that a cluster starts late, after the run that asked for it is gone."""
     from ingest.config import BuildConfig
     from ingest.groups import Group
-    from ingest.work import STATE_FOLDER, GroupTask, build_group
+    from ingest.output import STATE_FOLDER
+    from ingest.work import GroupTask, build_group
 
     task = GroupTask(
         group=Group(number=0, series=(), estimated_bytes=0), out=str(tmp_path),

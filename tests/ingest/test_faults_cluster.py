@@ -208,15 +208,16 @@ def test_the_scheduler_dies(tmp_path, three_volumes, three_built, ingest_run, fl
 
 def test_what_a_worker_may_lack_is_named(tmp_path):
     here = {"numpy": "0.1", "nonexistent-package": "2"}
-    words = worker_complaint(here, (2, 7), str(tmp_path), "state", [])
+    words = worker_complaint(here, (2, 7), str(tmp_path), [])
     for part in ("numpy ", "(here 0.1)", "nonexistent-package missing (here 2)", "(here 2.7)"):
         assert part in words
     now = sys.version_info[:2]
-    assert "does not see OUT at" in worker_complaint({}, now, str(tmp_path), "state", [])
-    (tmp_path / "state").touch()
+    assert "does not see OUT at" in worker_complaint({}, now, str(tmp_path), [])
+    (tmp_path / ".build").mkdir()
+    (tmp_path / ".build/build.json").touch()
     gone = str(tmp_path / "raw")
-    assert f"RAW at {gone}" in worker_complaint({}, now, str(tmp_path), "state", [gone])
-    assert worker_complaint({}, now, str(tmp_path), "state", [str(tmp_path)]) == ""
+    assert f"RAW at {gone}" in worker_complaint({}, now, str(tmp_path), [gone])
+    assert worker_complaint({}, now, str(tmp_path), [str(tmp_path)]) == ""
 
 
 def children(pid):

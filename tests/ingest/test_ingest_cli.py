@@ -176,7 +176,8 @@ def usage_cases(archive, tmp_path):
         "RAW in OUT": ((archive, archive.parent), "RAW lies inside OUT"),
         "only one path": ((archive,), "one RAW or more, then OUT"),
         "no path": ((), "one RAW or more, then OUT"),
-        "bucket": ((archive, "s3://bucket/x"), "OUT must be a local folder"),
+        "web server": ((archive, "https://host/x"), "nothing can be written there"),
+        "odd prefix": ((archive, "s3://bucket/../x"), "is no plain prefix"),
         "OUT is a file": ((archive, occupied), "file: is no folder"),
         "OUT under a file": ((archive, occupied / "x"), "x: is no folder"),
         "spacing": ((archive, new, "--spacing-mm", "1,2"), "--spacing-mm 1,2: give one number"),
@@ -189,7 +190,8 @@ def usage_cases(archive, tmp_path):
 
 
 @pytest.mark.parametrize("case", [
-    "missing path", "OUT in RAW", "OUT is RAW", "RAW in OUT", "only one path", "no path", "bucket",
+    "missing path", "OUT in RAW", "OUT is RAW", "RAW in OUT", "only one path", "no path",
+    "web server", "odd prefix",
     "OUT is a file", "OUT under a file", "spacing", "workers", "budget", "size", "slices", "id key",
 ])  # fmt: skip
 def test_usage_errors_are_one_line_and_exit_2(case, archive, tmp_path, capsys):

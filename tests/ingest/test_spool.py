@@ -10,11 +10,12 @@ import ingest.work
 import ingest.workers
 from ingest.config import BuildConfig
 from ingest.ids import IdKey
+from ingest.output import STATE_FOLDER
 from ingest.pipeline import Job, build, plan_build
-from ingest.spool import FinishedSeries, Outcome, load_series, save_series, spool_path
+from ingest.spool import FinishedSeries, Outcome, pack_series, spool_folder, unpack_series
 from ingest.terminal import Terminal
 from ingest.testing import SeriesSpec, write_dicom_series
-from ingest.work import STATE_FOLDER, GroupTask, series_tasks, spool_series
+from ingest.work import GroupTask, series_tasks, spool_series
 from shards.testing import toy_meta
 from shards.writer import encode_sample
 
@@ -79,12 +80,13 @@ def test_what_was_kept_is_used_unless_it_is_damaged(raw, reference, tmp_path, mo
         patch.setattr(ingest.pipeline, "build_group", keep_two)
         with pytest.raises(KeyboardInterrupt):
             run(raw, out)
-    kept, damaged = (spool_path(out / STATE_FOLDER, part.series.key) for part in tasks[:2])
+    spool = out / STATE_FOLDER / spool_folder(0)
+    kept, damaged = (spool / part.series.key for part in tasks[:2])
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    assert load_series(damaged, tasks[0].build_sha256) is None
-    assert load_series(kept, tasks[0].build_sha256) is not None
+    assert unpack_series(bytes(data), tasks[0].build_sha256) is None
+    assert unpack_series(kept.read_bytes(), tasks[0].build_sha256) is not None
 
     made = []
     real = ingest.work.finish_series
@@ -99,7 +101,7 @@ def test_what_was_kept_is_used_unless_it_is_damaged(raw, reference, tmp_path, mo
     assert contents(out) == reference
 
 
-def test_a_finished_series_comes_back_as_it_was(tmp_path):
+def test_a_finished_series_comes_back_as_it_was():
     hu = np.arange(40**3, dtype=np.int16).reshape(40, 40, 40) % 1000
     series = FinishedSeries(
         outcome=Outcome(reason="ok", flags=("oblique",)),
@@ -109,12 +111,8 @@ def test_a_finished_series_comes_back_as_it_was(tmp_path):
     )
     refused = FinishedSeries(outcome=Outcome(reason="not_hu", detail="no air"))
     for one in (series, refused):
-        save_series(tmp_path / "a", one, "build")
-        assert load_series(tmp_path / "a", "build") == one
-        assert load_series(tmp_path / "a", "another build") is None
-    whole = (tmp_path / "a").read_bytes()
+        whole = pack_series(one, "build")
+        assert unpack_series(whole, "build") == one
+        assert unpack_series(whole, "another build") is None
     for end in (0, 3, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "a").write_bytes(whole[:end])
-        assert load_series(tmp_path / "a", "build") is None
-    assert load_series(tmp_path / "none", "build") is None
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        assert unpack_series(whole[:end], "build") is None
