@@ -17,12 +17,12 @@ from ingest.exclude import NO_VOXELS, ExcludedVoxels
 from ingest.groups import Group
 from ingest.memory import peak_bytes
 from ingest.output import STATE, STATE_FOLDER, Output, open_output
-from shards.prefetch import prefetch
 from ingest.remote import READ_THREADS
 from ingest.sample import HISTOGRAM_BIN_HU, hu_histogram, make_sample, preview, with_label
 from ingest.series import Series
 from ingest.spool import FinishedSeries, Outcome, pack_series, spool_folder, unpack_series
 from shards.failpoints import failpoint
+from shards.prefetch import prefetch
 from shards.schema import HU_MAX, HU_MIN, FileEntry, dump_json, load_json
 from shards.writer import ShardResult, ShardWriter, encode_sample
 

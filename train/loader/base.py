@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 
 from coralbay.views import ViewRecipe
+from shards.cache import CachingReader
 from shards.chunk_file import WHOLE_BYTES
 from shards.chunk_rows import DatasetChunks
 from shards.chunk_tables import ChunkTables
@@ -28,6 +29,7 @@ from shards.opening import file_entry
 from shards.plan import Plan, PlanSamples
 from shards.reading import open_fetcher
 from shards.regions import chunks_per_axis
+from shards.requests import RangeReader
 from shards.schema import CHUNKS
 from shards.sources import ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
@@ -276,7 +278,16 @@ class CTLoader:
         """What asks the storage, with threads and connections of its own."""
         store, stream = self.dataset.store, self.config.stream
         policy = replace(store.policy, in_flight=stream.in_flight)
-        return open_fetcher(store, policy, stats=self.stats)
+        if stream.cache_dir and store.folder is not None:
+            logger.warning("%s is a folder: it is read without a cache", self.dataset.url)
+        cached = bool(stream.cache_dir) and store.folder is None
+        return open_fetcher(store, policy, stats=self.stats, wrap=self._keep if cached else None)
+
+    def _keep(self, reader: RangeReader) -> RangeReader:
+        """Put the local cache around a reader."""
+        stream = self.config.stream
+        shards = {shard.name: shard for shard in self.dataset.manifest.shards}
+        return CachingReader(reader, Path(stream.cache_dir), stream.cache_bytes, shards, self.stats)
 
     def source(self, fetcher: RangeFetcher, stats: Stats) -> ChunkSource:
         """The chosen way from visits to stored chunks."""
