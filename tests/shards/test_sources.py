@@ -119,7 +119,7 @@ def test_a_stream_reads_each_byte_once_an_epoch_over_all_ranks(folder):
             # A block of 8 steps, which is two epochs with both visits.
             setup.run("stream", 64 // world, world, rank)
         total = setup.stats.counters()["bytes_asked"]
-        assert 2 * stored <= total <= 2 * stored * 1.02
+        assert 2 * stored <= total <= 2 * stored * 1.05
 
 
 def test_a_stream_asks_for_what_comes_first_first(folder):
