@@ -19,7 +19,7 @@ from shards.cache_layout import ShardFile
 from shards.errors import ShardError
 from shards.stats import Stats
 
-READ_THREADS = 8
+READ_THREADS = 4
 WAITING_WRITES = 16
 """Blocks that may wait in memory for the disk. More are not kept: training is not slowed down."""
 POLL_S = 0.01

@@ -72,6 +72,21 @@ def test_a_shard_larger_than_the_limit_goes_in_parts(tmp_path):
     asyncio.run(main())
 
 
+def test_eviction_frees_the_room_of_a_file_that_is_open(tmp_path):
+    async def main():
+        async with caching(tmp_path, limit=room_for(FIRST)) as (reader, source, _):
+            await reader.get_range(FIRST, 0, len(source.objects[FIRST]))
+            await settled(reader)
+            with file_of(tmp_path, FIRST)[0].open("rb") as handle:
+                assert os.fstat(handle.fileno()).st_blocks * 512 > 5 * BLOCK
+                await reader.get_range(SECOND, 0, BLOCK)
+                await settled(reader)
+                assert os.fstat(handle.fileno()).st_nlink == 0
+                assert os.fstat(handle.fileno()).st_blocks == 0
+
+    asyncio.run(main())
+
+
 def test_an_evicted_file_that_is_open_gives_no_bytes(tmp_path, monkeypatch):
     async def main():
         async with caching(tmp_path) as (reader, source, _):
