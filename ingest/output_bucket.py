@@ -12,18 +12,21 @@ import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ingest.bucket_lock import BucketLock, bucket_locked, check_bucket_free
 from ingest.errors import IngestError, UsageError
+from ingest.lock import LOCK_FILE
 from ingest.output import STATE, STATE_FOLDER
-from ingest.workspace import workspace
+from ingest.workspace import remove_left_over, workspace
 from shards import upload
 from shards.errors import CorruptShardError, FormatVersionError, ShardError
 from shards.failpoints import failpoint
 from shards.opening import get_if_there
+from shards.policy import DEFAULT_POLICY
 from shards.schema import MANIFEST, FileEntry
 from shards.store import Store, open_store, stream
 from shards.upload import Bucket, Stamp
@@ -33,7 +36,6 @@ SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 """Storages that can be written to."""
 FEW = 6
 """Objects that are asked for one by one; more are listed."""
-HINT = "check the URL, and credentials and endpoint in the environment (such as AWS_*)"
 
 
 class BucketOutput:
@@ -64,37 +66,35 @@ class BucketOutput:
 
     def check(self, *, writing: bool, take: bool = False) -> None:
         """See ``Output``."""
+        policy = replace(DEFAULT_POLICY, patience_s=DEFAULT_POLICY.first_patience_s)
         try:
-            names = upload.top_names(self.bucket)
+            bucket = upload.open_bucket(self.address, policy)
+            names = upload.top_names(bucket)
             # A complete dataset may lie where nobody can write any more.
             if writing and MANIFEST not in names:
-                self._try_to_write()
+                _try_to_write(bucket)
+            if LOCK_FILE in names and writing and not take:
+                check_bucket_free(bucket, self.name)
         except ShardError as exc:
-            raise UsageError(f"{self.name}: {exc}; {HINT}") from exc
-        if writing and not take:
-            check_bucket_free(self.bucket, self.name)
-
-    def _try_to_write(self) -> None:
-        probe = f"{STATE_FOLDER}/probe-{uuid.uuid4().hex}"
-        upload.put(self.bucket, probe, b"")
-        upload.delete(self.bucket, [probe])
+            raise UsageError(str(exc)) from exc
 
     def complaint(self) -> str:
         """See ``Output``."""
         try:
             if upload.stamp(self.bucket, STATE) is None:
                 return f"on {socket.gethostname()} does not see the build in OUT {self.name}"
-            self._try_to_write()
+            _try_to_write(self.bucket)
         except ShardError as exc:
             return (
-                f"on {socket.gethostname()} cannot use OUT {self.name} ({exc}); credentials and "
-                "endpoint have to be in the environment of each worker"
+                f"on {socket.gethostname()} cannot use OUT ({exc}); credentials and endpoint have "
+                "to be in the environment of each worker"
             )
         return ""
 
     @contextmanager
     def locked(self, *, take: bool, say: Callable[[str], None]) -> Iterator[BucketLock]:
         """See ``Output``."""
+        remove_left_over()
         with bucket_locked(self.bucket, self.name, take=take) as lock:
             if advice := sweep_uploads(self.address):
                 say(advice)
@@ -187,4 +187,10 @@ class BucketOutput:
         except (CorruptShardError, FormatVersionError):
             raise
         except ShardError as exc:
-            raise IngestError(f"{self.name}: {exc}; the same command goes on from here") from exc
+            raise IngestError(f"{exc}; the same command goes on from here") from exc
+
+
+def _try_to_write(bucket: Bucket) -> None:
+    probe = f"{STATE_FOLDER}/probe-{uuid.uuid4().hex}"
+    upload.put(bucket, probe, b"")
+    upload.delete(bucket, [probe])

@@ -20,7 +20,7 @@ PREFIX = "coralbay-build-"
 @contextmanager
 def workspace() -> Iterator[Path]:
     """An empty folder, where the system keeps temporary files (``TMPDIR``); removed afterwards."""
-    _remove_left_over()
+    remove_left_over()
     folder, descriptor = _make()
     try:
         yield folder
@@ -40,7 +40,7 @@ def _make() -> tuple[Path, int]:
             os.close(descriptor)
 
 
-def _remove_left_over() -> None:
+def remove_left_over() -> None:
     """Remove the folders of processes that are gone."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, or just removed

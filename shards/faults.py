@@ -119,6 +119,8 @@ def _of_obstore(exc: BaseException) -> Fault:
     code, status, brief = _code(text), _status(text), _brief(text)
     if code in _THROTTLED or status in (429, 503):
         return Fault(Kind.THROTTLED, brief)
+    if code in ("NoSuchBucket", "NoSuchKey"):  # of a listing, or in the middle of a body
+        return _missing(text)
     if code in _AGAIN:
         return Fault(Kind.BROKEN, brief)
     if isinstance(exc, AlreadyExistsError) or code == "PreconditionFailed" or status == 412:

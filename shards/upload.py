@@ -7,38 +7,52 @@ killed cannot tell it: `shards.upload_sweep` finds what is left of those.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from random import Random
+from typing import Any, TypeAlias, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
-from obstore.store import AzureStore, GCSStore, S3Store, from_url
+from obstore.exceptions import NotSupportedError, PreconditionError
 
-from shards.errors import ShardError
+from shards.attempts import Attempts, patiently
+from shards.backends import PART_BYTES
+from shards.errors import AccessDeniedError, ServiceError, ShardError, StorageUnavailableError
 from shards.failpoints import failpoint
+from shards.faults import STORAGE_ERRORS, Kind, classify
+from shards.policy import DEFAULT_POLICY, RequestPolicy
+from shards.stats import Stats
+from shards.urls import connect, shown
 
-PART_BYTES = 8 << 20
-"""Of one request: S3 takes 10,000 parts, so that a file may have 78 GiB."""
 PARTS_IN_FLIGHT = 4
 """Parts that are sent at once, and so are in memory."""
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_STATUS = re.compile(r"status code: (\d+ [A-Za-z ]+)")
+MAX_PARTS = 9000
+"""Of one object: S3 takes 10,000."""
+_GIVEN_UP = {Kind.BROKEN, Kind.THROTTLED, Kind.UNREACHABLE}
+"""Faults of a service that obstore has tried again for as long as the policy says."""
 
-Bucket: TypeAlias = AzureStore | GCSStore | S3Store
+T = TypeVar("T")
 Version: TypeAlias = Mapping[str, str]
 """What tells one content of an object from another, as its storage names it."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A prefix of a bucket (``s3:// gs:// az://``), to write and to list."""
+
+    name: str
+    """URL for messages: no secrets."""
+    policy: RequestPolicy
+    once: Any
+    """A store of obstore whose requests are tried once: `patiently` does the rest."""
+    repeating: Any
+    """One that repeats them itself: pieces of an upload cannot be repeated from here."""
+    stats: Stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +66,15 @@ class Stamp:
     """By the storage's own clock."""
 
 
-def open_bucket(url: str) -> Bucket:
-    """Open a prefix of a bucket (``s3:// gs:// az://``) for writing.
+def open_bucket(url: str, policy: RequestPolicy = DEFAULT_POLICY) -> Bucket:
+    """Open a prefix for writing; credentials and endpoint come from the environment.
 
     Raises:
-        ShardError: the URL cannot be opened as such.
+        ShardError: the URL cannot be opened as storage.
     """
-    try:
-        opened = from_url(url)
-    except (BaseError, ValueError) as exc:
-        raise ShardError(f"{url}: cannot open this URL as a bucket ({brief(exc)})") from exc
-    if not isinstance(opened, Bucket):
-        raise ShardError(f"{url}: is no bucket; use a URL that starts with s3://, gs:// or az://")
-    return opened
+    return Bucket(
+        shown(url), policy, connect(url, policy, False), connect(url, policy, True), Stats()
+    )
 
 
 def put(bucket: Bucket, path: str, data: bytes) -> str:
@@ -73,11 +83,9 @@ def put(bucket: Bucket, path: str, data: bytes) -> str:
     Raises:
         ShardError: it cannot be written.
     """
-    with _naming(path, "written"):
-        result = obstore.put(
-            bucket, path, data, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT
-        )
-    return result["e_tag"] or ""
+    if len(data) > PART_BYTES:
+        return _put_parts(bucket, path, len(data), lambda size: _cut(data, size))
+    return _call(bucket, path, lambda: _put_once(bucket, path, data))
 
 
 def put_file(bucket: Bucket, path: str, file: Path) -> str:
@@ -86,23 +94,41 @@ def put_file(bucket: Bucket, path: str, file: Path) -> str:
     Raises:
         ShardError: it cannot be written.
     """
-    if file.stat().st_size <= PART_BYTES:
+    nbytes = file.stat().st_size
+    if nbytes <= PART_BYTES:
         return put(bucket, path, file.read_bytes())
-    with _naming(path, "written"):
+    return _put_parts(bucket, path, nbytes, lambda size: _parts(file, size))
+
+
+def _put_once(bucket: Bucket, path: str, data: bytes) -> str:
+    result = obstore.put(bucket.once, path, data, use_multipart=False)
+    return result["e_tag"] or ""
+
+
+def _put_parts(
+    bucket: Bucket, path: str, nbytes: int, cut: Callable[[int], Iterator[bytes]]
+) -> str:
+    """Send an object in parts; what is sent is dropped by the storage if one of them fails."""
+    part_bytes = max(PART_BYTES, -(-nbytes // MAX_PARTS))
+    with _naming(bucket, path):
         result = obstore.put(
-            bucket,
+            bucket.repeating,
             path,
-            _parts(file),
+            cut(part_bytes),
             use_multipart=True,
-            chunk_size=PART_BYTES,
+            chunk_size=part_bytes,
             max_concurrency=PARTS_IN_FLIGHT,
         )
     return result["e_tag"] or ""
 
 
-def _parts(file: Path) -> Iterator[bytes]:
+def _cut(data: bytes, part_bytes: int) -> Iterator[bytes]:
+    return (data[at : at + part_bytes] for at in range(0, len(data), part_bytes))
+
+
+def _parts(file: Path, part_bytes: int) -> Iterator[bytes]:
     with file.open("rb") as opened:
-        while part := opened.read(PART_BYTES):
+        while part := opened.read(part_bytes):
             yield part
             failpoint("part_sent")
 
@@ -110,32 +136,39 @@ def _parts(file: Path) -> Iterator[bytes]:
 def create(bucket: Bucket, path: str, data: bytes) -> Version | None:
     """Write an object unless there is one; its version, or None where there is.
 
-    Some servers know no conditions and write all the same.
+    Some servers know no conditions and write all the same. An answer that gets lost is asked for
+    again, which then finds the object: who needs to know reads it.
 
     Raises:
         ShardError: it cannot be written.
     """
-    with _naming(path, "written"):
-        try:
-            return _version(obstore.put(bucket, path, data, mode="create"))
-        except AlreadyExistsError:
-            return None
+    try:
+        return _call(bucket, path, lambda: _version(_put_if(bucket, path, data, "create")))
+    except FileExistsError:
+        return None
 
 
 def replace(bucket: Bucket, path: str, data: bytes, version: Version) -> Version | None:
     """Write an object if it is still of ``version``; its new version, or None where it is not.
 
+    See `create` for what is not sure.
+
     Raises:
         ShardError: it cannot be written.
     """
-    mode: Any = dict(version)
-    with _naming(path, "written"):
-        try:
-            return _version(obstore.put(bucket, path, data, mode=mode))
-        except (PreconditionError, AlreadyExistsError, FileNotFoundError):
-            return None
-        except NotSupportedError:
-            return _version(obstore.put(bucket, path, data))
+    try:
+        return _call(bucket, path, lambda: _version(_put_if(bucket, path, data, dict(version))))
+    except (FileExistsError, FileNotFoundError):
+        return None
+
+
+def _put_if(bucket: Bucket, path: str, data: bytes, mode: Any) -> Any:
+    try:
+        return obstore.put(bucket.once, path, data, mode=mode, use_multipart=False)
+    except PreconditionError as exc:
+        raise FileExistsError(path) from exc
+    except NotSupportedError:  # as a server that knows no conditions
+        return obstore.put(bucket.once, path, data, use_multipart=False)
 
 
 def read_versioned(bucket: Bucket, path: str) -> tuple[bytes, Version, datetime] | None:
@@ -144,12 +177,15 @@ def read_versioned(bucket: Bucket, path: str) -> tuple[bytes, Version, datetime]
     Raises:
         ShardError: it cannot be read.
     """
-    with _naming(path, "read"):
-        try:
-            found = obstore.get(bucket, path)
-            return bytes(found.bytes()), _version(found.meta), found.meta["last_modified"]
-        except FileNotFoundError:
-            return None
+
+    def read() -> tuple[bytes, Version, datetime]:
+        found = obstore.get(bucket.once, path)
+        return bytes(found.bytes()), _version(found.meta), found.meta["last_modified"]
+
+    try:
+        return _call(bucket, path, read)
+    except FileNotFoundError:
+        return None
 
 
 def stamp(bucket: Bucket, path: str) -> Stamp | None:
@@ -158,11 +194,10 @@ def stamp(bucket: Bucket, path: str) -> Stamp | None:
     Raises:
         ShardError: the storage does not say.
     """
-    with _naming(path, "read"):
-        try:
-            return _stamp(obstore.head(bucket, path))
-        except FileNotFoundError:
-            return None
+    try:
+        return _call(bucket, path, lambda: _stamp(obstore.head(bucket.once, path)))
+    except FileNotFoundError:
+        return None
 
 
 def list_all(bucket: Bucket, folder: str = "") -> dict[str, Stamp]:
@@ -171,9 +206,12 @@ def list_all(bucket: Bucket, folder: str = "") -> dict[str, Stamp]:
     Raises:
         ShardError: the storage cannot be listed.
     """
-    with _naming(folder or "the bucket", "listed"):
-        pages = obstore.list(bucket, prefix=folder or None)
+
+    def read() -> dict[str, Stamp]:
+        pages = obstore.list(bucket.once, prefix=folder or None)
         return {entry["path"]: _stamp(entry) for page in pages for entry in page}
+
+    return _call(bucket, folder, read)
 
 
 def top_names(bucket: Bucket) -> set[str]:
@@ -182,55 +220,57 @@ def top_names(bucket: Bucket) -> set[str]:
     Raises:
         ShardError: the storage cannot be listed.
     """
-    with _naming("the bucket", "listed"):
-        found = obstore.list_with_delimiter(bucket)
+    found = _call(bucket, "", lambda: obstore.list_with_delimiter(bucket.once))
     # Consoles mark a folder by an empty object of its name: that is the root itself here.
     return {*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]} - {""}
 
 
 def delete(bucket: Bucket, paths: Iterable[str]) -> None:
-    """Delete objects, whether they are there or not.
+    """Delete objects, whether they are there or not; many by one request where that is possible.
 
     Raises:
         ShardError: the storage refuses.
     """
     wanted = list(paths)
-    if wanted:
-        with _naming(wanted[0], "deleted"):
-            try:
-                obstore.delete(bucket, wanted)
-            except FileNotFoundError:
-                # Some storages mind what others do not: then one by one.
-                for path in wanted:
-                    _delete_one(bucket, path)
-
-
-def _delete_one(bucket: Bucket, path: str) -> None:
-    try:
-        obstore.delete(bucket, path)
-    except FileNotFoundError:
+    if not wanted:
         return
+    try:
+        _call(bucket, "", lambda: obstore.delete(bucket.once, wanted))
+    except FileNotFoundError:  # some storages mind what others do not
+        for path in wanted:
+            with suppress(FileNotFoundError):
+                _call(bucket, path, partial(obstore.delete, bucket.once, path))
 
 
-def brief(error: BaseException) -> str:
-    """What went wrong in a few words: obstore's messages run over many lines."""
-    text = str(error).strip()
-    if found := _CODE.search(text) or _STATUS.search(text):
-        return found[1].strip()
-    return text.split("\n", 1)[0].rsplit(" - ", 1)[-1][:160]
+def _call(bucket: Bucket, path: str, operation: Callable[[], T]) -> T:
+    """What one attempt returns, tried as often as the policy allows."""
+    where = f"{bucket.name}/{path}" if path else bucket.name
+    jitter = Random(os.urandom(8))  # must differ between processes, so it is no part of any seed
+    attempts = Attempts(bucket.policy, where, bucket.stats, jitter)
+
+    def counted() -> T:
+        bucket.stats.count(requests=1)
+        found = operation()
+        bucket.stats.count(answers=1)
+        return found
+
+    return patiently(counted, attempts)
 
 
 @contextmanager
-def _naming(path: str, what: str) -> Iterator[None]:
-    """Turns obstore's errors into ours: one line that names the object."""
+def _naming(bucket: Bucket, path: str) -> Iterator[None]:
+    """Turns obstore's errors into ours: one line that says what, where and what to do."""
     try:
         yield
-    except (PermissionDeniedError, UnauthenticatedError) as exc:
-        raise ShardError(
-            f"{path}: cannot be {what}: the storage does not allow it ({brief(exc)})"
-        ) from exc
-    except (BaseError, OSError) as exc:
-        raise ShardError(f"{path}: cannot be {what} ({brief(exc)})") from exc
+    except ShardError:
+        raise
+    except STORAGE_ERRORS as exc:
+        fault = classify(exc)
+        where = f"{bucket.name}/{path}" if path else bucket.name
+        text = f"{where}: {fault.brief}" + (f"; {fault.hint}" if fault.hint else "")
+        if fault.kind is Kind.DENIED:
+            raise AccessDeniedError(text) from exc
+        raise (StorageUnavailableError if fault.kind in _GIVEN_UP else ServiceError)(text) from exc
 
 
 def _version(found: Mapping[str, Any]) -> Version:

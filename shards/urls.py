@@ -49,7 +49,7 @@ def open_store(
     if scheme[1].lower() == "memory":
         raise ShardError(f"{text}: memory is no storage of a dataset; use a folder or a bucket")
 
-    return ObjectStore(shown(text), partial(_connect, text, policy), policy)
+    return ObjectStore(shown(text), partial(connect, text, policy), policy)
 
 
 def shown(url: str) -> str:
@@ -82,7 +82,17 @@ def _environment_of(url: str) -> tuple[str, ...]:
     return ("AWS",) if scheme in ("s3", "s3a") else ("AZURE", "GOOGLE", "AWS")
 
 
-def _connect(url: str, policy: RequestPolicy, retrying: bool) -> Any:
+def connect(url: str, policy: RequestPolicy, retrying: bool) -> Any:
+    """A store of obstore's own.
+
+    Args:
+        url: of a bucket or a web server.
+        policy: of its requests.
+        retrying: obstore repeats what fails; else each call is one attempt.
+
+    Raises:
+        ShardError: the URL cannot be opened as storage.
+    """
     try:
         return _connect_url(url, policy, retrying)
     except (BaseError, ValueError) as exc:

@@ -19,6 +19,7 @@ from ingest.ids import IdKey
 from ingest.phantom import Torso
 from ingest.series import Series
 from ingest.testing import SeriesSpec, write_nifti, write_series_at
+from tests.s3_conditional import ConditionalServer, serving_conditional
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -211,3 +212,58 @@ def complete(ingest_run: Zygote, flags: tuple[str, ...]) -> Callable[..., None]:
         assert sorted(p.name for p in out.iterdir()) == sorted(files)  # no folder is left either
 
     return run
+
+
+class Bucket:
+    """A prefix of a bucket, empty at first, and commands that reach it."""
+
+    def __init__(self, server: ConditionalServer, zygote: Zygote, folder: Path) -> None:
+        self.server = server
+        self.out = f"s3://data/{folder.name}/ct"
+        self.folder = server.folder / "data" / folder.name / "ct"
+        """Where the server keeps the objects."""
+        self.temporary = folder / "temporary files"
+        self.temporary.mkdir()
+        self.zygote = zygote
+
+    def run(self, *args: object, **order: Any) -> SimpleNamespace:
+        """A command in a process of its own."""
+        env = self.server.environment | order.pop("env", {})
+        settings = {"tempfile.tempdir": str(self.temporary)} | order.pop("settings", {})
+        return self.zygote(*args, env=env, settings=settings, **order)
+
+    def put(self, name: str, data: bytes) -> None:
+        """An object that somebody else writes."""
+        import boto3
+
+        env = self.server.environment
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.server.endpoint,
+            region_name=env["AWS_REGION"],
+            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        )
+        key = str((self.folder / name).relative_to(self.server.folder / "data"))
+        client.put_object(Bucket="data", Key=key, Body=data)
+
+    def left_over(self) -> list[str]:
+        """What no finished run may leave: temporary files, and uploads in progress."""
+        files = [str(path) for path in self.temporary.rglob("*")]
+        return files + [key for key in self.server.uploads() if self.folder.parent.name in key]
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConditionalServer]:
+    folder = tmp_path_factory.mktemp("s3") / "buckets"
+    with serving_conditional(folder, "data") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(
+    bucket_server: ConditionalServer, ingest_run: Zygote, tmp_path: Path
+) -> Iterator[Bucket]:
+    bucket_server.refuse()
+    yield Bucket(bucket_server, ingest_run, tmp_path)
+    bucket_server.refuse()
