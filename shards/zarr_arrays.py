@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import pyarrow as pa
@@ -82,13 +83,26 @@ class ArrayReader:
         """Close the fetcher."""
         self._fetcher.close()
 
+    @cached_property
+    def _index(self) -> pa.Table:
+        names = ["key", "shard", "shape_zyx", "offset", "nbytes", "labelled"]
+        return pa.table(self._dataset.index_file.columns(*names), names)
+
+    def names(self) -> Iterator[str]:
+        """Names of all arrays, in index order."""
+        for rows in self._index.select(["key", "labelled"]).to_batches(max_chunksize=10_000):
+            for key, labelled in zip(*(column.to_pylist() for column in rows), strict=True):
+                yield key
+                if labelled:
+                    yield key + LABELS
+
     def find(self, name: str) -> ArrayPlace | None:
         """What the index says of an array; None when there is none of that name."""
         found = self._arrays.take(name) or self._look_up(name)
         return found and self._arrays.put(name, found)
 
     def _look_up(self, name: str) -> ArrayPlace | None:
-        index = self._dataset.index
+        index = self._index
         key = name.removesuffix(LABELS)
         at = pc.index(index["key"], pa.scalar(key, index["key"].type)).as_py()
         row = index.slice(at, 1).to_pylist()[0] if at >= 0 else None

@@ -34,7 +34,7 @@ from shards.errors import ShardError
 from shards.fetcher import RangeFetcher
 from shards.reading import open_fetcher
 from shards.sidecars import CHUNK_KEY, ROOT_GROUP
-from shards.zarr_arrays import LABELS, ArrayPlace, ArrayReader
+from shards.zarr_arrays import ArrayPlace, ArrayReader
 
 METADATA = "zarr.json"
 """Key of a group's or an array's metadata, below its path (Zarr v3)."""
@@ -207,12 +207,7 @@ class ZarrStore(Store):
         if slash:
             yield from [name] * (self._arrays.find(name) is not None)
             return
-        index = self.dataset.index
-        for batch in index.select(["key", "labelled"]).to_batches():
-            for key, labelled in zip(*(column.to_pylist() for column in batch), strict=True):
-                yield key
-                if labelled:
-                    yield key + LABELS
+        yield from self._arrays.names()
 
     def _split(self, key: str) -> tuple[ArrayPlace | None, str]:
         name, _, rest = key.partition("/")

@@ -29,17 +29,15 @@ def load_volume(url, key):
     return {"key": key, "image": MetaTensor(image, affine=torch.from_numpy(sample.affine))}
 
 
-def brightest(image):
-    """Index and RAS mm of the brightest voxel of a (1, ...) image."""
-    index = torch.unravel_index(image.as_tensor().argmax(), image.shape)[1:]
-    ras_mm = image.affine @ torch.tensor([*index, 1.0], dtype=image.affine.dtype)
-    return [int(i) for i in index], [round(float(mm), 3) for mm in ras_mm[:3]]
+def at(image, ras_mm):
+    """Index and HU of the voxel at a place in the patient, whatever the order of the axes."""
+    index = torch.linalg.solve(image.affine, ras_mm)[:3].round().int().tolist()
+    return index, int(image.as_tensor()[0][tuple(index)])
 
 
 if __name__ == "__main__":
-    url = sys.argv[1]
     set_determinism(0)  # for the same crops in each run
-    load = functools.partial(load_volume, url)
+    load = functools.partial(load_volume, sys.argv[1])
     turn = Orientation(axcodes="RAS", labels=None)
     window = ScaleIntensityRanged("image", -1000, 1000, 0, 1, clip=True)
     crops = RandSpatialCropSamplesd(
@@ -47,13 +45,15 @@ if __name__ == "__main__":
     )
 
     # Loaded and windowed once; cropped anew whenever a volume is asked for.
-    keys = open_dataset(url).keys()
+    keys = open_dataset(sys.argv[1]).keys()
     dataset = CacheDataset(keys, Compose([load, window, crops]), progress=False)
     for batch in DataLoader(dataset, batch_size=1):
         for crop in batch["image"]:  # (2, 1, 64, 64, 64): both crops of a volume
-            corner = [round(float(mm), 3) for mm in crop.affine[:3, 3]]
+            corner = crop.affine[:3, 3].tolist()
             print(f"{batch['key'][0]} crop {tuple(crop.shape)} from {corner} mm, {crop.mean():.4f}")
 
     volume = load(keys[0])["image"]
-    print("as stored (z, y, x):", *brightest(volume))
-    print("turned to (R, A, S):", *brightest(turn(volume)))
+    ras_mm = volume.affine @ torch.tensor([*(n // 2 for n in volume.shape[1:]), 1.0]).double()
+    print("RAS mm:", ras_mm[:3].tolist())
+    print("as stored (z, y, x):", *at(volume, ras_mm))
+    print("turned to (R, A, S):", *at(turn(volume), ras_mm))

@@ -26,7 +26,8 @@ PAGE = (ROOT / "docs/interop.md").read_text()
 SHAPE = (130, 140, 150)
 """27 chunks, those at the far ends thin."""
 LABELLED, WITHDRAWN = "toy-0001", "toy-0003"
-MARKER_ZYX, MARKER_HU = (100, 40, 31), 3000
+MARKER_ZYX, MARKER_HU = (65, 70, 75), 3000
+"""The middle."""
 SIZES = {"shards": 3, "volumes": 4, "labels": 1}
 
 
@@ -225,25 +226,24 @@ def first_round(answers):
 def test_monai(run, volumes, folder):
     found = run("monai_dataset")
     affine = toy_affine(SHAPE)
-    *crops, stored_line, turned_line = found.lines
+    *crops, place, as_stored, turned = found.lines
     assert len(crops) == 2 * len(volumes)
     for line, key in zip(crops, np.repeat(list(volumes), 2), strict=True):
-        place, value = re.fullmatch(
+        corner, value = re.fullmatch(
             rf"{key} crop \(1, 64, 64, 64\) from \[(.*)\] mm, (\S+)", line
         ).groups()
-        ras_mm = [float(mm) for mm in place.split(",")]
+        ras_mm = [float(mm) for mm in corner.split(",")]
         z, y, x = np.rint(np.linalg.solve(affine, [*ras_mm, 1])[:3]).astype(int)
         crop = volumes[key][z : z + 64, y : y + 64, x : x + 64]
         assert crop.shape == (64, 64, 64)
         windowed = np.clip((crop.astype(np.float64) + 1000) / 2000, 0, 1)
         assert float(value) == pytest.approx(windowed.mean(), abs=1e-4)
-    # Where the marker is in the patient does not depend on the order of the axes.
-    ras_mm = (affine @ [*MARKER_ZYX, 1])[:3].tolist()
-    z, y, x = MARKER_ZYX
+    assert place == f"RAS mm: {(affine @ [*MARKER_ZYX, 1])[:3].tolist()}"
+    assert as_stored == f"as stored (z, y, x): {list(MARKER_ZYX)} {MARKER_HU}"
     # S, P, L to R, A, S: x and y are counted from their other ends.
-    turned = [SHAPE[2] - 1 - x, SHAPE[1] - 1 - y, z]
-    assert stored_line == f"as stored (z, y, x): {list(MARKER_ZYX)} {ras_mm}"
-    assert turned_line == f"turned to (R, A, S): {turned} {ras_mm}"
+    z, y, x = MARKER_ZYX
+    ras = [SHAPE[2] - 1 - x, SHAPE[1] - 1 - y, z]
+    assert turned == f"turned to (R, A, S): {ras} {MARKER_HU}"
     # Manifest, index, an .idx a shard, a volume each; one more for the first again.
     assert found.kinds == {"get": 2 + SIZES["shards"] + len(volumes) + 1}
 
