@@ -20,11 +20,11 @@ from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
-from shards.index_file import Strings, one_piece
+from shards.index_file import IndexFile, Strings, one_piece
 from shards.schema import CHUNKS
 
-CACHE_BYTES = 64 * 2**20
-"""Of tables that are kept: 600 shards of 30 volumes of 250 chunks."""
+CACHE_BYTES = 32 * 2**20
+"""Of tables that are kept: 300 shards of 30 volumes of 250 chunks."""
 PREFETCH_THREADS = 4
 
 Array = TypeVar("Array", bound="ndarray[Any, Any]")
@@ -110,31 +110,27 @@ class ChunkTables:
 
     Args:
         read: gives the rows of a shard, checked to be those of its samples.
-        keys: of all samples.
-        starts: first row in the index of each shard, and the number of rows.
-        n_chunks: of each sample's grid.
+        index: of the same dataset.
+        chunk_side: voxels.
         cache_bytes: tables beyond this are dropped, the least recently used first.
 
     Attributes:
         offsets, nbytes, air_mask: parts of ``row(sample)``, as ``offsets[sample]``.
-        keys: as ``keys[sample]``.
     """
 
     def __init__(
         self,
         read: Callable[[int], pa.Table],
-        keys: pa.Array,
-        starts: Int64[ndarray, " shards1"],
-        n_chunks: Int32[ndarray, " n"],
+        index: IndexFile,
+        chunk_side: int,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.keys = Strings(keys)
         self.offsets: Field[Int64[ndarray, " _n"]] = Field(self, "offsets")
         self.nbytes: Field[Int32[ndarray, " _n"]] = Field(self, "nbytes")
         self.air_mask: Field[Bool[ndarray, " _n"]] = Field(self, "air_mask")
         self._read = read
-        self._starts = starts
-        self._n_chunks = n_chunks
+        self._index = index
+        self._chunk_side = chunk_side
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, _Group] = OrderedDict()
@@ -143,7 +139,12 @@ class ChunkTables:
         self._pool: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._index.num_rows
+
+    @property
+    def keys(self) -> Strings:
+        """Of all samples, as ``keys[sample]``."""
+        return Strings(self._index.keys)
 
     def row(self, sample: int) -> ChunkRow:
         """Chunks of row ``sample`` of the index. The first of a shard costs one request.
@@ -153,8 +154,8 @@ class ChunkTables:
             ShardError: it cannot be read.
         """
         sample = range(len(self))[sample]
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        group, place = self._group(shard), sample - int(self._starts[shard])
+        shard = self._shard_of(sample)
+        group, place = self._group(shard), sample - int(self._index.shard_starts[shard])
         return ChunkRow(
             offsets=group.offsets[place],
             nbytes=group.nbytes[place],
@@ -190,6 +191,9 @@ class ChunkTables:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _shard_of(self, sample: int) -> int:
+        return int(np.searchsorted(self._index.shard_starts, sample, side="right")) - 1
 
     def _group(self, shard: int) -> _Group:
         """The table of a shard: kept, being read by another thread, or read now."""
@@ -229,14 +233,14 @@ class ChunkTables:
             nbytes=Ragged.of(table["chunk_nbytes"]),
             air_mask=Ragged.of(table["air_mask"]),
         )
-        first, stop = self._starts[shard], self._starts[shard + 1]
+        first, stop = self._index.shard_starts[shard : shard + 2].tolist()
+        expected = (-(-self._index.shapes[first:stop] // self._chunk_side)).prod(axis=1)
         for part in (group.offsets, group.nbytes, group.air_mask):
-            wrong = np.flatnonzero(np.diff(part.splits) != self._n_chunks[first:stop])
-            if len(wrong):
-                sample = int(first + wrong[0])
+            listed = np.diff(part.splits)
+            for wrong in np.flatnonzero(listed != expected)[:1].tolist():
                 raise CorruptShardError(
-                    f"{CHUNKS}: {self.keys[sample]}: its shape has {self._n_chunks[sample]} "
-                    f"chunks, but {np.diff(part.splits)[wrong[0]]} are listed; check the dataset "
-                    "with `ingest verify`"
+                    f"{CHUNKS}: {self.keys[first + wrong]}: its shape has {expected[wrong]} "
+                    f"chunks, but {listed[wrong]} are listed; check the dataset with "
+                    "`ingest verify`"
                 )
         return group

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float64, Int16, Int32, Int64
+from jaxtyping import Bool, Float64, Int16
 from numpy import ndarray
 
 from shards.chunk_file import WHOLE_BYTES, ChunkFile, ranges, slices
-from shards.chunk_tables import CACHE_BYTES, ChunkTables, Ragged
+from shards.chunk_tables import CACHE_BYTES, ChunkTables
 from shards.codec import decode_volume
 from shards.digest import sha256
 from shards.errors import CorruptShardError
-from shards.index_file import IndexFile, Strings, one_piece, shard_numbers, subject_codes
+from shards.index_file import IndexFile, Strings, one_piece
 from shards.labels import LabelVolume, parse_label
 from shards.opening import Generation, file_entry, get_if_there, read_generation
 from shards.plan import PlanSamples
+from shards.planning import Selection, plan_samples
 from shards.profiles import get_profile
 from shards.schema import (
     CHUNKS,
@@ -36,11 +37,10 @@ from shards.schema import (
     load_json,
 )
 from shards.sidecars import parse_idx
-from shards.split import Split, held_out
+from shards.split import Split
 from shards.stats import Stats
 from shards.store import Store, get, get_range, open_store
 from shards.tar import Member
-from shards.where import Where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +52,6 @@ class Sample:
     """HU, axes toward S, P, L."""
     affine: Float64[ndarray, "4 4"]
     """(z, y, x, 1) to RAS mm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkTable:
-    """Chunks of samples, one row a sample in index order; chunks in C order of the grid."""
-
-    keys: list[str]
-    offsets: Ragged[Int64[ndarray, " _n"]]
-    """From the start of the sample's zshard."""
-    nbytes: Ragged[Int32[ndarray, " _n"]]
-    """0: absent, every voxel is -1024."""
-    air_mask: Ragged[Bool[ndarray, " _n"]]
-    """No voxel above -500 HU."""
 
 
 class Dataset:
@@ -79,13 +66,19 @@ class Dataset:
     """
 
     def __init__(
-        self, url: str, store: Store, manifest: Manifest, index: IndexFile, tables: str = ""
+        self, url: str, store: Store, manifest: Manifest, index: bytes, tables: str = ""
     ) -> None:
         self.tables = tables
         self.url = url
         self.store = store
         self.manifest = manifest
-        self.index_file = index
+        self.index_file = IndexFile(
+            index,
+            read=lambda: self.file(INDEX),
+            version=manifest.format_version,
+            shards=[shard.name for shard in manifest.shards],
+            where=f"{url}: {INDEX}",
+        )
         self._members = lru_cache(maxsize=64)(self._read_idx)
 
     @classmethod
@@ -102,9 +95,8 @@ class Dataset:
         """
         store = open_store(url)
         found = read_generation(store, url)
-        manifest, where = found.manifest, f"{url}: {INDEX}"
-        index = IndexFile(_checked_index(found, where), manifest.format_version, where)
-        return cls(str(url), store, manifest, index, found.tables)
+        index = _checked_index(found, f"{url}: {INDEX}")
+        return cls(str(url), store, found.manifest, index, found.tables)
 
     def __len__(self) -> int:
         return self.index_file.num_rows
@@ -124,7 +116,7 @@ class Dataset:
 
     def keys(self) -> list[str]:
         """Sample keys, in index order."""
-        return list(Strings(self._keys))
+        return list(Strings(self.index_file.keys))
 
     def meta(self, key: str) -> SampleMeta:
         """The record of one sample alone: a small range.
@@ -214,28 +206,11 @@ class Dataset:
             CorruptShardError: ``chunks.parquet`` is not as described, or of another generation.
         """
         file = self._open_chunks(stats or Stats())
-        [shapes] = self.index_file.columns("shape_zyx")
-        grids = -(-shapes.flatten().to_numpy().reshape(-1, 3) // self.chunk_side)
         return ChunkTables(
             read=lambda shard: self._chunk_group(file, shard),
-            keys=self._keys,
-            starts=self.shard_starts,
-            n_chunks=grids.prod(axis=1, dtype=np.int32),
+            index=self.index_file,
+            chunk_side=self.chunk_side,
             cache_bytes=cache_bytes,
-        )
-
-    def chunk_rows(self, shards: Sequence[int] | None = None) -> ChunkTable:
-        """Chunk tables of some shards (positions in the manifest), or of all; read when asked for.
-
-        Raises:
-            CorruptShardError: ``chunks.parquet`` is not as described.
-        """
-        table = self.chunk_table(shards)
-        return ChunkTable(
-            keys=table["key"].to_pylist(),
-            offsets=Ragged.of(table["chunk_offsets"]),
-            nbytes=Ragged.of(table["chunk_nbytes"]),
-            air_mask=Ragged.of(table["air_mask"]),
         )
 
     def chunk_table(self, shards: Sequence[int] | None = None) -> pa.Table:
@@ -252,8 +227,8 @@ class Dataset:
         with self._sound_chunks():
             table = file.table(shard)
         # A row of a key never changes, so equal keys are enough to know the generation's own table.
-        first, stop = self.shard_starts[shard : shard + 2].tolist()
-        if not one_piece(table["key"]).equals(self._keys[first:stop]):
+        first, stop = self.index_file.shard_starts[shard : shard + 2].tolist()
+        if not one_piece(table["key"]).equals(self.index_file.keys[first:stop]):
             self._check_unchanged()
             raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
         return table
@@ -284,14 +259,6 @@ class Dataset:
             raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
 
     @cached_property
-    def shard_starts(self) -> Int64[ndarray, " shards1"]:
-        """First row in the index of each shard, then the number of rows."""
-        numbers = self.shard_numbers
-        if np.any(np.diff(numbers) < 0):
-            raise CorruptShardError(f"{INDEX}: its rows are not in the order of the shards")
-        return np.searchsorted(numbers, np.arange(len(self.manifest.shards) + 1))
-
-    @cached_property
     def _own_chunks(self) -> ChunkTables:
         # Never asked to prefetch, so that there is nothing to close.
         return self.chunk_tables()
@@ -302,7 +269,7 @@ class Dataset:
         holdout: float = 0.0,
         split: Split = "all",
         split_seed: int = 0,
-        chunks: ChunkTable | ChunkTables | None = None,
+        chunks: ChunkTables | None = None,
     ) -> PlanSamples:
         """What planning needs of every sample, in index order.
 
@@ -317,41 +284,12 @@ class Dataset:
             WhereError: ``where`` is no such expression.
             ValueError: ``holdout`` is no share.
         """
-        shapes, trainable, offset, source = self.index_file.columns(
-            "shape_zyx", "trainable", "offset", "source"
-        )
-        [subject_ids] = self.index_file.columns("subject_id")
-        takes_part = trainable.to_numpy(zero_copy_only=False) & self._filtered(Where(where))
-        if split != "all":
-            out = held_out(self._keys, subject_ids, holdout=holdout, seed=split_seed)
-            takes_part &= out if split == "held_out" else ~out
-        return PlanSamples(
-            trainable=takes_part,
-            shard_number=self.shard_numbers,
-            offset=offset.to_numpy(),
-            shapes=shapes.flatten().to_numpy().reshape(-1, 3),
-            source=source.indices.to_numpy(),
-            source_names=tuple(source.dictionary.to_pylist()),
-            subject=subject_codes(subject_ids),
+        return plan_samples(
+            self.index_file,
+            Selection(where=where, holdout=holdout, split=split, split_seed=split_seed),
             chunk_side=self.chunk_side,
             air_mask=_AirMasks(self) if chunks is None else chunks.air_mask,
-            keys=Strings(self._keys),
         )
-
-    def _filtered(self, where: Where) -> Bool[ndarray, " n"]:
-        names = sorted(where.stored)
-        stored = dict(zip(names, self.index_file.columns(*names), strict=True))
-        return where.rows(stored, len(self))
-
-    @cached_property
-    def shard_numbers(self) -> Int32[ndarray, " n"]:
-        """Of each sample, the position of its shard in the manifest."""
-        [column] = self.index_file.columns("shard")
-        return shard_numbers(column, [shard.name for shard in self.manifest.shards], INDEX)
-
-    @cached_property
-    def _keys(self) -> pa.Array:
-        return self.index_file.columns("key")[0]
 
     @cached_property
     def _row_of(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ ShardError                    anything wrong with a dataset; the message is one 
 ├── NotADatasetError          no manifest at the URL
 ├── FormatVersionError        a dataset of another format or version
 ├── ContractError             the dataset's preprocessing is not what the reader must have
+├── WhereError                a filter expression that cannot be used
 ├── CorruptShardError         bytes that do not match their checksum, index or schema
 └── ServiceError              the storage, not the data: never a verdict on a sample
     ├── StorageUnavailableError   it did not answer as it should for as long as patience lasts
@@ -25,6 +26,10 @@ class FormatVersionError(ShardError):
 
 class ContractError(ShardError):
     """The dataset was preprocessed in a way the caller said it cannot use."""
+
+
+class WhereError(ShardError):
+    """A filter expression cannot be used; ``str()`` says where in it and why."""
 
 
 class CorruptShardError(ShardError):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
-from shards.schema import MANIFEST
+from shards.schema import INDEX_SCHEMA, MANIFEST
 from shards.tables import check_schema
 from shards.versions import index_schema, read_index
 
 FEW_VALUES = ("shard", "source", "kernel")
 """Columns that are read as codes and a dictionary: they repeat few values."""
+BATCH_ROWS = 2**16
 
 
 class Strings(Sequence[str]):
@@ -47,41 +48,121 @@ class Strings(Sequence[str]):
 
 
 class IndexFile:
-    """The bytes of an index, already checked against their digest.
+    """The index of a dataset. Thread-safe.
 
     Args:
-        data: the whole file.
+        data: the whole file, checked against its digest.
+        read: gives it again.
         version: of the format.
-        where: names it in errors.
+        shards: names in the manifest, in order.
+        where: names the file in errors.
+
+    Attributes:
+        num_rows: samples.
+        shards: as given.
 
     Raises:
         CorruptShardError: not Parquet, or other columns than its version has.
     """
 
-    def __init__(self, data: bytes, version: int, where: str) -> None:
-        self._data = data
+    def __init__(
+        self,
+        data: bytes,
+        read: Callable[[], bytes],
+        version: int,
+        shards: Sequence[str],
+        where: str,
+    ) -> None:
+        self._data: bytes | None = data
+        self._read = read
         self._version = version
+        self.shards = shards
         self._where = where
         with self._readable():
             found = pq.ParquetFile(pa.BufferReader(data))
         check_schema(found.schema_arrow, index_schema(version), where)
         self.num_rows = int(found.metadata.num_rows)
 
-    def columns(self, *names: str) -> list[pa.Array]:
-        """Some columns, each in one piece; those of ``FEW_VALUES`` as dictionary arrays."""
-        stored = [name for name in names if name in index_schema(self._version).names]
-        coded = [name for name in stored if name in FEW_VALUES]
-        with self._readable():
-            table = pq.read_table(
-                pa.BufferReader(self._data), columns=stored, read_dictionary=coded
-            )
-        # What an older version does not have, no sample has.
-        no = pa.array(np.zeros(self.num_rows, dtype=bool))
-        return [one_piece(table[name]) if name in stored else no for name in names]
-
     def table(self) -> pa.Table:
         """All of it, with the columns of the newest version."""
-        return read_index(self._data, self._version, self._where)
+        return read_index(self._bytes(), self._version, self._where)
+
+    def columns(self, *names: str) -> list[pa.Array]:
+        """Some columns, each in one piece; those of ``FEW_VALUES`` as dictionary arrays."""
+        return [one_piece(self._column(name)) for name in names]
+
+    def encoded(self, name: str) -> pa.DictionaryArray:
+        """A column of strings as codes and a dictionary, in order of appearance."""
+        return one_piece(self._column(name).dictionary_encode())
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in index_schema(self._version).names:
+            # What an older version does not have, no sample has.
+            return pa.chunked_array([pa.array(np.zeros(self.num_rows, dtype=bool))])
+        coded = [name] if name in FEW_VALUES else []
+        with self._readable():
+            file = pq.ParquetFile(
+                pa.BufferReader(self._bytes()), read_dictionary=coded, pre_buffer=False
+            )
+            # Whole columns at once would take three times their memory for a moment.
+            pieces = file.iter_batches(BATCH_ROWS, columns=[name], use_threads=False)
+            found = pa.chunked_array(
+                [piece.column(0) for piece in pieces], None if self.num_rows else _empty(name)
+            )
+        pa.default_memory_pool().release_unused()
+        return found
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """Of the samples."""
+        return self.columns("key")[0]
+
+    @cached_property
+    def shard_numbers(self) -> Int32[ndarray, " n"]:
+        """Of each sample, the position of its shard in the manifest.
+
+        Raises:
+            CorruptShardError: a shard that is not there, or rows not in the order of the shards.
+        """
+        [column] = self.columns("shard")
+        positions = {name: number for number, name in enumerate(self.shards)}
+        try:
+            known = [positions[name] for name in column.dictionary.to_pylist()]
+        except KeyError as exc:
+            raise CorruptShardError(
+                f"{self._where}: names shard {exc}, which {MANIFEST} does not"
+            ) from exc
+        numbers: Int32[ndarray, " n"] = np.array(known, dtype=np.int32)[codes(column)]
+        if np.any(np.diff(numbers) < 0):
+            raise CorruptShardError(f"{self._where}: its rows are not in the order of the shards")
+        return numbers
+
+    @cached_property
+    def shard_starts(self) -> Int64[ndarray, " shards1"]:
+        """First row of each shard, then the number of rows."""
+        return np.searchsorted(self.shard_numbers, np.arange(len(self.shards) + 1))
+
+    @cached_property
+    def shapes(self) -> Int32[ndarray, "n 3"]:
+        """(z, y, x), voxels."""
+        shapes: Int32[ndarray, "n 3"] = self.columns("shape_zyx")[0].flatten().to_numpy()
+        return shapes.reshape(-1, 3)
+
+    @cached_property
+    def offsets(self) -> Int64[ndarray, " n"]:
+        """Of each sample's zshard in its shard."""
+        offsets: Int64[ndarray, " n"] = self.columns("offset")[0].to_numpy()
+        return offsets
+
+    def forget(self) -> None:
+        """Free the file's bytes: they are read again if another column is asked for."""
+        self._data = None
+
+    def _bytes(self) -> bytes:
+        data = self._data
+        if data is None:
+            data = self._data = self._read()
+        return data
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -99,30 +180,12 @@ def one_piece(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks()
 
 
-def shard_numbers(column: pa.Array, names: Sequence[str], where: str) -> Int32[ndarray, " n"]:
-    """Positions in the manifest of the shards that a column of codes names.
-
-    Raises:
-        CorruptShardError: a name that is not among ``names``.
-    """
-    positions = {name: number for number, name in enumerate(names)}
-    try:
-        known = [positions[name] for name in column.dictionary.to_pylist()]
-    except KeyError as exc:
-        raise CorruptShardError(f"{where}: names shard {exc}, which {MANIFEST} does not") from exc
-    numbers: Int32[ndarray, " n"] = np.array(known, dtype=np.int32)[_codes(column)]
-    return numbers
+def codes(column: pa.DictionaryArray) -> Int32[ndarray, " n"]:
+    """Of each row, its value's position in the dictionary."""
+    found: Int32[ndarray, " n"] = column.indices.to_numpy()
+    return found
 
 
-def subject_codes(column: pa.Array) -> Int32[ndarray, " n"]:
-    """Equal numbers for equal subject ids; each sample without one has a number of its own."""
-    encoded = column.dictionary_encode()
-    codes = _codes(encoded).copy()
-    unknown = np.flatnonzero(pc.equal(column, "").to_numpy(zero_copy_only=False))
-    codes[unknown] = len(encoded.dictionary) + np.arange(len(unknown))
-    return codes
-
-
-def _codes(column: pa.Array) -> Int32[ndarray, " n"]:
-    codes: Int32[ndarray, " n"] = column.indices.to_numpy()
-    return codes
+def _empty(name: str) -> pa.DataType:
+    stored = INDEX_SCHEMA.field(name).type
+    return pa.dictionary(pa.int32(), stored) if name in FEW_VALUES else stored

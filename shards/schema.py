@@ -129,7 +129,7 @@ class Contract:
         return hashlib.sha256(canonical_json(converter.unstructure(self.must_match))).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """A file of the dataset other than a shard."""
 
@@ -138,7 +138,7 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
     """One shard and its two sidecars."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pyarrow as pa
 
 from shards.errors import CorruptShardError, FormatVersionError
-from shards.schema import FORMAT, INDEX_SCHEMA, Manifest, canonical_json, converter
+from shards.schema import FORMAT, INDEX_SCHEMA, Manifest, ShardEntry, canonical_json, converter
 from shards.tables import read_table
 
 VERSIONS = (1, 2)
@@ -89,6 +89,10 @@ def load_manifest(data: bytes, where: str) -> Manifest:
             f"{where}: not a valid Manifest (missing or unknown in version {version}: {odd})"
         )
     try:
-        return converter.structure(record, Manifest)
+        # One by one, dropping what was parsed: 33,000 shards would be in memory twice.
+        shards = record["shards"]
+        for number, shard in enumerate(shards):
+            shards[number] = converter.structure(shard, ShardEntry)
+        return replace(converter.structure(record | {"shards": []}, Manifest), shards=shards)
     except Exception as exc:  # cattrs raises an open family of errors: any means "not our schema"
         raise CorruptShardError(f"{where}: not a valid Manifest ({exc!r})") from exc

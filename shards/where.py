@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
-from shards.errors import ShardError
+from shards.errors import WhereError
 
 MAX_CHARS = 4000
 """Of an expression: enough for a list of a hundred keys."""
@@ -64,10 +64,6 @@ _COMPARED = {
     ast.Eq: pc.equal,
     ast.NotEq: pc.not_equal,
 }
-
-
-class WhereError(ShardError):
-    """A filter expression cannot be used; ``str()`` says where in it and why."""
 
 
 class Where:

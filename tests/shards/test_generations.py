@@ -136,7 +136,7 @@ def test_tables_of_another_generation_are_never_mixed(two, tmp_path):
     old = Dataset.open(out)
     compacted(out, out / ".edit")
     commit(out, out / ".edit")
-    for read in (old.chunk_rows, lambda: old.chunk_rows([0]), old.chunk_tables):
+    for read in (old.chunk_table, lambda: old.chunk_table([0]), old.chunk_tables):
         with pytest.raises(CorruptShardError, match="generation 2 and is generation 3 now"):
             read()
 
@@ -149,7 +149,7 @@ def test_a_dataset_opened_in_the_window_reads_on_after_it(two, tmp_path):
     subprocess.run(command, env={**os.environ, VARIABLE: "file_replaced"}, check=False)
     dataset = Dataset.open(out)
     finish_commit(out)
-    assert dataset.chunk_rows().keys == dataset.keys()
+    assert dataset.chunk_table()["key"].to_pylist() == dataset.keys()
     assert len(list(dataset)) == 3
 
 

@@ -120,7 +120,7 @@ def test_it_says_what_the_references_say(built):
 
 def chunks_of(folder, key):
     dataset = Dataset.open(folder)
-    table = dataset.chunk_rows()
+    table = dataset.chunk_tables()
     row = table.keys.index(key)
     offset = dataset.index["offset"][row].as_py()
     shard = dataset.index["shard"][row].as_py()

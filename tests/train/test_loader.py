@@ -65,7 +65,7 @@ def corrupt(folder, key):
     """Flip a bit in the middle of every stored chunk of a sample."""
     dataset = Dataset.open(folder)
     row = dataset.keys().index(key)
-    chunks = dataset.chunk_rows()
+    chunks = dataset.chunk_tables()
     base = dataset.index["offset"][row].as_py()
     path = folder / dataset.index["shard"][row].as_py()
     data = bytearray(path.read_bytes())
@@ -283,7 +283,7 @@ def test_counters_are_exact(dataset, mode):
         loader.close()
         counters, stages = loader.stats.counters(), loader.stats.stages()
         loaded = stages["decode"].items
-        table, opened = loader.dataset.chunk_rows(), loader.dataset
+        table, opened = loader.dataset.chunk_tables(), loader.dataset
         chunks = ideal = 0
         for index in range(loaded):
             item = loader.plan.item(index)

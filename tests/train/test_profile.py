@@ -54,7 +54,7 @@ def test_amplifications_are_exact(result, dataset):
         assert voxels_viewed(VIEWS, visit) == len(seen)
         viewed += len(seen)
     assert result.decode_amplification == pytest.approx(N_SETS * 8 * 64**3 / viewed)
-    nbytes = Dataset.open(dataset).chunk_rows().nbytes
+    nbytes = Dataset.open(dataset).chunk_tables().nbytes
     stored = np.mean([int(nbytes[n].sum()) for n in range(3)])
     # All chunks of a volume lie side by side, and each volume is read once for its two visits.
     assert result.mode.startswith("stream, the cheaper way: ")
