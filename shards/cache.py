@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from shards.cache_disk import CacheDisk
 from shards.cache_layout import BLOCK_BYTES, ShardFile
-from shards.errors import CorruptShardError, ShardError
+from shards.errors import ServiceError, ShardError
 from shards.requests import RangeReader
 from shards.stats import Stats
 
@@ -156,9 +156,9 @@ class CachingReader:
             pieces.append(self._piece(path, file, block, slice(low, high), fresh=fresh))
         try:
             parts = await _all(pieces)
-        except ShardError as exc:
-            if type(exc) not in (ShardError, CorruptShardError):
-                raise
+        except ServiceError:
+            raise
+        except ShardError:
             # The fault may lie in a part of a block that the caller did not ask for.
             return await self._reader.get_range(path, offset, nbytes)
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))

@@ -152,7 +152,9 @@ class CacheDisk:
 
 
 async def _in(pool: ThreadPoolExecutor, call: Callable[..., _Result], *args: object) -> _Result:
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+    work = asyncio.get_running_loop().run_in_executor(pool, call, *args)
+    # What has begun is finished, and waited for when the pool is closed.
+    return await asyncio.shield(work)
 
 
 def _brief(exc: OSError) -> str:

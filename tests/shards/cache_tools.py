@@ -24,6 +24,7 @@ class Source:
         self.objects = dict(objects)
         self.requests = []
         self.gate = None
+        self.error = None
         self.closed = False
 
     async def get_range(self, path, offset, nbytes):
@@ -31,6 +32,8 @@ class Source:
         if self.gate is not None:
             await self.gate.wait()
         await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
         if path not in self.objects:
             raise FileNotFoundError(path)
         data = self.objects[path][offset : offset + nbytes]

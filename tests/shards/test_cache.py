@@ -2,16 +2,21 @@
 
 import asyncio
 import os
+import threading
 
 import pytest
 
 from shards import cache_disk
+from shards.cache import CachingReader
 from shards.cache_layout import ABSENT, BLOCK_BYTES, PRESENT, ShardFile
-from shards.errors import CorruptShardError
-from shards.requests import RangeReader
+from shards.errors import CorruptShardError, StorageUnavailableError
+from shards.fetcher import Fetcher
+from shards.requests import FreshReader, RangeReader
+from shards.stats import Stats
 from tests.shards.cache_tools import (
     BLOCK,
     FIRST,
+    ROOMY,
     SECOND,
     SMALL,
     Source,
@@ -38,6 +43,7 @@ def test_it_is_a_reader(tmp_path):
     async def main():
         async with caching(tmp_path / "cache") as (reader, source, _):
             assert isinstance(reader, RangeReader)
+            assert isinstance(reader, FreshReader)
         assert source.closed
 
     asyncio.run(main())
@@ -170,6 +176,28 @@ def test_closing_ends_what_is_at_work(tmp_path):
     asyncio.run(main())
 
 
+def test_behind_a_fetcher_that_is_closed_at_once(tmp_path):
+    def fetch(calls):
+        source = Source(objects())
+        reader = CachingReader(
+            source, tmp_path, ROOMY, entries(objects()), Stats(), block_bytes=BLOCK
+        )
+        fetcher = Fetcher(reader)
+        try:
+            answers = [fetcher.submit(FIRST, n * BLOCK, BLOCK) for n in range(5)]
+            for n, answer in enumerate(answers):
+                assert answer.result(10) == source.objects[FIRST][n * BLOCK :][:BLOCK]
+        finally:
+            fetcher.close()
+        assert source.closed
+        assert len(source.requests) == calls
+
+    threads = threading.active_count()
+    fetch(5)
+    fetch(0)  # what was still to be written has been
+    assert threading.active_count() == threads
+
+
 def test_errors_are_those_of_the_storage_and_nothing_is_kept(tmp_path):
     async def main():
         source = Source(objects())
@@ -188,6 +216,19 @@ def test_errors_are_those_of_the_storage_and_nothing_is_kept(tmp_path):
             assert source.requests[-1] == (SMALL, 690, 11)
         assert flags(tmp_path, FIRST) == [PRESENT] + [ABSENT] * 5
         assert len(shard_files(tmp_path)) == 1
+
+    asyncio.run(main())
+
+
+def test_an_unavailable_storage_is_not_asked_twice(tmp_path):
+    async def main():
+        async with caching(tmp_path) as (reader, source, _):
+            source.error = StorageUnavailableError("503 for as long as patience lasts")
+            with pytest.raises(StorageUnavailableError):
+                await reader.get_range(FIRST, 5, 10)
+            assert source.requests == [(FIRST, 0, BLOCK)]
+            source.error = None  # back again
+            assert await reader.get_range(FIRST, 5, 10) == source.objects[FIRST][5:15]
 
     asyncio.run(main())
 
