@@ -4,7 +4,8 @@ ShardError                    anything wrong with a dataset; the message is one 
 ├── NotADatasetError          no manifest at the URL
 ├── FormatVersionError        a dataset of another format or version
 ├── ContractError             the dataset's preprocessing is not what the reader must have
-├── WhereError                a filter expression that cannot be used
+├── SelectionError            filters or weights that do not go with the dataset
+│   └── WhereError                a filter expression that cannot be used
 ├── CorruptShardError         bytes that do not match their checksum, index or schema
 └── ServiceError              the storage, not the data: never a verdict on a sample
     ├── StorageUnavailableError   it did not answer as it should for as long as patience lasts
@@ -28,7 +29,11 @@ class ContractError(ShardError):
     """The dataset was preprocessed in a way the caller said it cannot use."""
 
 
-class WhereError(ShardError):
+class SelectionError(ShardError):
+    """No samples can be chosen as asked: filters or weights do not go with the dataset."""
+
+
+class WhereError(SelectionError):
     """A filter expression cannot be used; ``str()`` says where in it and why."""
 
 

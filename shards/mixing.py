@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
-from shards.errors import ShardError
+from shards.errors import SelectionError
 from shards.rng import ORDER, permutation
 
 
@@ -38,7 +38,7 @@ def shares(
         weights: of every source that has volumes; shares are proportional to them.
 
     Raises:
-        ShardError: a source has no weight, a weight has no source, or all are 0.
+        SelectionError: a source has no weight, a weight has no source, or all are 0.
     """
     there = np.unique(source).tolist()
     _check(sorted(names[code] for code in there), weights)
@@ -59,9 +59,9 @@ def _check(there: Sequence[str], weights: Mapping[str, float]) -> None:
     unknown = [name for name in weights if name not in there]
     if missing or unknown:
         what = f"no weight for {', '.join(missing)}" if missing else f"no source {unknown[0]!r}"
-        raise ShardError(f"weights: {what}; the sources to weigh are {', '.join(there)}")
+        raise SelectionError(f"weights: {what}; the sources to weigh are {', '.join(there)}")
     if not all(0 <= weight < np.inf for weight in weights.values()) or not sum(weights.values()):
-        raise ShardError("weights: give numbers from 0 on, at least one above 0")
+        raise SelectionError("weights: give numbers from 0 on, at least one above 0")
 
 
 def draw(share: Share, seed: int, stream: int, epoch: int) -> tuple[ndarray, ndarray]:

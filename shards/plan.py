@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
 from shards.boxes import Triple, draw_box
-from shards.errors import ShardError
+from shards.errors import SelectionError
 from shards.mixing import Share, draw, shares
 from shards.order import Batches, Volumes, deal, runs, shuffle, tail_of
 from shards.rng import ORDER, raw, uniforms
@@ -113,7 +113,7 @@ class Plan:
     """The sequence of visits of a dataset. Any position can be asked for, in any order.
 
     Raises:
-        ShardError: no sample takes part, or the weights are not those of its sources.
+        SelectionError: no sample takes part, or the weights are not those of its sources.
     """
 
     def __init__(self, config: PlanConfig, samples: PlanSamples, generation_id: str) -> None:
@@ -121,9 +121,9 @@ class Plan:
         self._samples = samples
         self._rows = np.flatnonzero(samples.trainable).astype(np.int32)
         if not len(self._rows):
-            raise ShardError(
-                "the dataset holds no trainable sample; "
-                "its report.html says why each series was taken or not"
+            raise SelectionError(
+                "no trainable sample, or none that filters and split let through; "
+                "report.html of the dataset says why each series was taken or not"
             )
         self._shares = self._share_out()
         self._parted = lru_cache(maxsize=4)(self._part)

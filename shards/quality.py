@@ -72,11 +72,11 @@ def _correlation(rows: Int32[ndarray, " n"]) -> float:
 
 def _neighbours_again(rows: Int32[ndarray, " n2"], n: int, lanes: int) -> float:
     """Compares the pairs (volume, the next of its lane) of both epochs."""
-    pairs = [
-        {(int(a), int(b)) for a, b in zip(part[:-lanes], part[lanes:], strict=True)}
+    first, second = (
+        np.unique(part[:-lanes].astype(np.int64) << 32 | part[lanes:])
         for part in (rows[:n], rows[n:])
-    ]
-    return len(pairs[0] & pairs[1]) / max(1, len(pairs[0]))
+    )
+    return len(np.intersect1d(first, second, assume_unique=True)) / max(1, len(first))
 
 
 def _epoch_distances(rows: Int32[ndarray, " n2"], n: int, lanes: int) -> tuple[int, float]:

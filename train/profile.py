@@ -19,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from coralbay.views import ViewRecipe
+from shards.quality import Shuffle, measure_shuffle
 from train.loader.base import QUEUED_BATCHES, CTLoader
 from train.loader.settings import LoaderConfig
 from train.loader.stages import N_SETS, Counts, StageBench
@@ -100,6 +101,8 @@ class ProfileResult:
     """The way in, and why."""
     requests_per_set: float
     bytes_per_set: float
+    shuffle: Shuffle
+    """Of the first two epochs."""
     bottleneck: Bottleneck
     batch_size: int
     threads: int
@@ -140,7 +143,7 @@ def profile_loader(
             with bench.graph() as graph:
                 times |= _take_turns({"graph": graph}, seconds / 2)
             counts = bench.counts
-        way = getattr(loader.choice, loader.choice.mode)
+        way = getattr(loader.inputs.choice, loader.inputs.choice.mode)
     stages = _stage_rates(counts, times, {"graph": config.batch_size})
     slowest = min(stages, key=lambda name: stages[name].sets_per_s)
     return ProfileResult(
@@ -152,10 +155,11 @@ def profile_loader(
         limits=_limits(counts, times),
         ratios=_ratios(times, flow.sets_per_s / stages[slowest].sets_per_s),
         decode_amplification=counts.voxels_decoded / counts.voxels_viewed,
-        mode=loader.choice.sentence,
+        mode=loader.inputs.choice.sentence,
         read_amplification=way.bytes * N_SETS / max(1, counts.bytes_ideal),
         requests_per_set=way.requests,
         bytes_per_set=way.bytes,
+        shuffle=measure_shuffle(loader.plan, loader.inputs.samples),
         bottleneck=_bottleneck(flow, stages, slowest),
         batch_size=config.batch_size,
         threads=config.threads,
@@ -171,7 +175,7 @@ def render(result: ProfileResult) -> RenderableType:
     table = Table(title=f"{result.sets_per_s:.1f} sets/s end to end", title_justify="left")
     for heading in ("", "sets/s", "GB/s", "of its limit"):
         table.add_column(heading, justify="left" if not heading else "right")
-    ratios, limits = result.ratios, result.limits
+    ratios, limits, shuffle = result.ratios, result.limits, result.shuffle
     against = {
         "fetch": f"{ratios.fetch_of_read:.0%} of read {limits.read:.2f}",
         "decode": f"{ratios.decode_of_codec:.0%} of codec {limits.codec:.2f}, "
@@ -186,7 +190,12 @@ def render(result: ProfileResult) -> RenderableType:
         f"data wait {result.data_wait:.0%} of the consumer's time; "
         f"{result.requests_per_set:.1f} requests and {result.bytes_per_set / 1e6:.2f} MB a set; "
         f"{result.mode}; read amplification {result.read_amplification:.2f}, "
-        f"decode amplification {result.decode_amplification:.2f}"
+        f"decode amplification {result.decode_amplification:.2f}\n"
+        f"shuffle: {shuffle.repeated_subjects} subjects twice in one of {shuffle.batches} batches; "
+        f"a batch draws from {shuffle.shards_per_batch:.0%} of the shards that it could; order in "
+        f"the dataset and in the epoch correlate by {shuffle.file_order:.2f}; "
+        f"{shuffle.neighbours_again:.0%} follow the same volume in the next epoch; visits of a "
+        f"volume are {shuffle.visit_distance} steps apart"
     )
     return Group(table, facts, f"Bottleneck: {result.bottleneck.sentence}")
 

@@ -83,15 +83,17 @@ def start(config: RunConfig, run: Path, *, steps: int | None, watch: Watch) -> F
         ShardError: the dataset cannot be read.
         NonFiniteError: see ``loop.train_step``.
     """
-    manifest = manifest_of(config.shards)
-    check_data(config, manifest, config.shards)
     # Whatever cannot work is said before the folder is made, so that the corrected call may use it.
     last_step(config, 0, steps)
-    pick_device(config.device)
-    record = record_run(config, manifest)
-    create_run(run, record)
-    write_used(run, [UsedGeneration.of(manifest, 0)])
-    return _go_on(run, record, None, steps=steps, watch=watch)
+    device = pick_device(config.device)
+    check_data(config, manifest_of(config.shards), config.shards)
+    with open_loader(config, device) as loader:
+        manifest = loader.dataset.manifest
+        check_data(config, manifest, config.shards)
+        record = record_run(config, manifest)
+        create_run(run, record)
+        write_used(run, [UsedGeneration.of(manifest, 0)])
+        return _go_on(run, record, loader, None, steps=steps, watch=watch)
 
 
 def resume(
@@ -129,7 +131,10 @@ def resume(
         done = checkpoint.read_info(saved.with_suffix(".json")).step if saved is not None else 0
         accept_generation(run, record.generation_id, manifest, done)
     check_generation(run, config.shards, record.generation_id, manifest)
-    return _go_on(run, record, saved, steps=steps, watch=watch)
+    with open_loader(config, pick_device(config.device)) as loader:
+        # Once more on what was opened: the dataset may have changed a moment ago.
+        check_generation(run, config.shards, record.generation_id, loader.dataset.manifest)
+        return _go_on(run, record, loader, saved, steps=steps, watch=watch)
 
 
 def last_step(config: RunConfig, done: int, steps: int | None) -> int:
@@ -152,19 +157,23 @@ def last_step(config: RunConfig, done: int, steps: int | None) -> int:
 
 
 def _go_on(
-    run: Path, record: RunRecord, saved: Path | None, *, steps: int | None, watch: Watch
+    run: Path,
+    record: RunRecord,
+    loader: CTLoader,
+    saved: Path | None,
+    *,
+    steps: int | None,
+    watch: Watch,
 ) -> FitSummary:
     """Train on from ``saved``, or from nothing, until ``steps`` are done or ``watch`` stops it."""
     config, device = record.config, pick_device(record.config.device)
     state = new_state(config.recipe, seed=config.seed, device=device)
-    with CTLoader(config.shards, config.recipe.views, loader_config(config, device)) as loader:
-        # Once more on what was opened: the dataset may have changed a moment ago.
-        check_generation(run, config.shards, record.generation_id, loader.dataset.manifest)
-        if saved is not None:
-            _restore(run, saved, state, loader)
-        first, last = state.step, last_step(config, state.step, steps)
-        logger.info("%s: steps %d to %d on %s", run, first + 1, last, device)
-        _train(run, record, state, loader, last, watch)
+    if saved is not None:
+        _restore(run, saved, state, loader)
+    first, last = state.step, last_step(config, state.step, steps)
+    logger.info("%s: steps %d to %d on %s", run, first + 1, last, device)
+    _train(run, record, state, loader, last, watch)
+    loader.close()
     return _summarise(run, record, state, first)
 
 
@@ -249,6 +258,16 @@ def _summarise(run: Path, record: RunRecord, state: TrainState, first: int) -> F
         metrics=str(run / METRICS),
         plot=str(run / PLOT),
     )
+
+
+def open_loader(config: RunConfig, device: torch.device) -> CTLoader:
+    """The loader of a run.
+
+    Raises:
+        UsageError: the settings do not go with the data.
+        ShardError: the dataset cannot be read.
+    """
+    return CTLoader(config.shards, config.recipe.views, loader_config(config, device))
 
 
 def loader_config(config: RunConfig, device: torch.device) -> LoaderConfig:

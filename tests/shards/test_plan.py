@@ -233,7 +233,7 @@ def test_only_trainable_samples_come():
 
 
 def test_nothing_trainable_is_an_error():
-    with pytest.raises(ShardError, match="no trainable sample"):
+    with pytest.raises(ShardError, match="no trainable sample, or none"):
         make_plan(samples=make_samples(2, trainable=[False, False]))
 
 

@@ -106,7 +106,7 @@ def test_a_volume_smaller_than_the_box_is_padded_with_air(tmp_path):
     config = LoaderConfig(batch_size=1, threads=1, prefetch=1, precision="float32", seed=1)
     with CTLoader(folder, views, config) as loader:
         batch = next(loader)
-        visit = loader.scheduler.visit(batch.indices[0], 0)
+        visit = loader.inputs.scheduler.visit(batch.indices[0], 0)
         start = visit.draws.start_zyx[0].astype(int)
     view = batch.views[0][0, 0].numpy()
     # 65 - 40 = 25: 12 before, 13 after; 65 - 50 = 15: 7 before, 8 after.
@@ -183,7 +183,7 @@ def test_both_ways_in_give_the_same_batches(dataset, tmp_path):
     found = {}
     for mode in ("range", "stream"):
         with make(folder, mode=mode) as loader:
-            assert loader.choice.mode == mode
+            assert loader.inputs.choice.mode == mode
             found[mode] = list(itertools.islice(loader, 14))
             assert loader.state_dict()["quarantine"] != []
         for stop in (3, 9):

@@ -38,7 +38,7 @@ def result(dataset):
 
 def test_amplifications_are_exact(result, dataset):
     with CTLoader(dataset, VIEWS, CONFIG) as loader:
-        visits = [loader.scheduler.visit(index, 0) for index in range(N_SETS)]
+        visits = [loader.inputs.scheduler.visit(index, 0) for index in range(N_SETS)]
     viewed = 0
     for visit in visits:
         draws = visit.draws

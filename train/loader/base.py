@@ -7,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -17,24 +17,11 @@ import torch
 from jaxtyping import Float
 
 from coralbay.views import ViewRecipe
-from shards.cache import CachingReader
-from shards.chunk_file import WHOLE_BYTES
-from shards.chunk_rows import DatasetChunks
-from shards.chunk_tables import ChunkTables
-from shards.dataset import Dataset
 from shards.decoding import ChunkDecoder
-from shards.fetcher import RangeFetcher
-from shards.modes import choose
-from shards.opening import file_entry
-from shards.plan import Plan, PlanSamples
-from shards.reading import open_fetcher
-from shards.regions import chunks_per_axis
-from shards.requests import RangeReader
-from shards.schema import CHUNKS
-from shards.sources import ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
 from train.errors import CheckpointError, UsageError
-from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined, Scheduler
+from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined
+from train.loader.inputs import Inputs
 from train.loader.params import N_PARAMS, Resampler
 from train.loader.reference import ReferenceRenderer
 from train.loader.ring import Event, SlotRing
@@ -94,65 +81,31 @@ class CTLoader:
         config: how to load.
 
     Attributes:
-        dataset: the dataset read.
-        tables: its chunk tables.
-        chunks: where the stored chunks of each sample are.
-        plan: the sequence of visits.
-        choice: how chunks are read, and why.
-        scheduler: from a position to the visit there.
+        inputs: what is read.
+        dataset: of the inputs.
+        plan: of the inputs: the sequence of visits.
         decoder: decodes regions.
         stats: counters, and time by stage (``plan``, ``fetch``, ``decode``; ``graph``: its waiting
             for decoded sets).
 
     Raises:
         ShardError: no usable dataset there.
-        UsageError: fewer trainable volumes than a batch, or DALI is asked for and missing.
+        UsageError: fewer trainable volumes than a batch, a filter or weights that do not go with
+            the dataset, or DALI is asked for and missing.
     """
 
     def __init__(self, url: str | Path, views: ViewRecipe, config: LoaderConfig) -> None:
         self.config = config
         self.views = views
         self.stats = Stats()
-        self.dataset = Dataset.open(url)
-        self.tables = self.dataset.chunk_tables(self.stats)
-        samples = self._samples()
-        self.chunks = DatasetChunks(self.dataset, samples, self.tables)
-        self.plan = Plan(
-            config.plan_config(views.box_side), samples, self.dataset.manifest.generation_id
-        )
-        self._check_enough(url)
         if config.loader == "dali":
             _require_dali()
-        self.scheduler = Scheduler(
-            plan=self.plan, samples=samples, views=views, tables=self._far_tables()
-        )
-        self.decoder = ChunkDecoder(self.profile, self.stats)
-        self.choice = choose(config.stream.mode, self.plan, samples, self.chunks)
-        logger.info("%s: %s", self.dataset.url, self.choice.sentence)
+        self.inputs = Inputs(url, views, config, self.stats)
+        self.dataset, self.plan = self.inputs.dataset, self.inputs.plan
+        self.decoder = ChunkDecoder(self.inputs.profile, self.stats)
         self._step = 0
         self._quarantine: dict[Quarantined, int] = {}
         self._running: _Running | None = None
-
-    @property
-    def chunks_shape(self) -> tuple[int, ...]:
-        """Shape of a slot, ``(nz, ny, nx, c, c, c)``."""
-        side = self.dataset.chunk_side
-        return (chunks_per_axis(self.views.box_side, side),) * 3 + (side,) * 3
-
-    def _samples(self) -> PlanSamples:
-        data = self.config.data
-        return self.dataset.plan_samples(
-            where=data.where,
-            holdout=data.holdout,
-            split=data.split if data.holdout else "all",
-            split_seed=data.split_seed,
-            chunks=self.tables,
-        )
-
-    @property
-    def profile(self) -> str:
-        """How the dataset's chunks are coded."""
-        return self.dataset.manifest.contract.recorded.profile
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -220,7 +173,7 @@ class CTLoader:
             }
             running.feed.close()
             running.renderer.close()
-        self.tables.close()
+        self.inputs.close()
 
     def __enter__(self) -> CTLoader:
         return self
@@ -233,26 +186,18 @@ class CTLoader:
     ) -> None:
         self.close()
 
-    def _check_enough(self, url: str | Path) -> None:
-        wanted, found = self.plan.config.global_batch, self.plan.samples_per_epoch
-        if found < wanted:
-            raise UsageError(
-                f"{url}: {found} trainable volumes, fewer than the {wanted} sets of a batch; "
-                "add volumes or use a smaller batch"
-            )
-
     def _start(self) -> _Running:
         config = self.config
         ring = SlotRing(
             n_slots=QUEUED_BATCHES * config.batch_size + config.prefetch,
-            chunks_shape=self.chunks_shape,
+            chunks_shape=self.inputs.chunks_shape,
             params_shape=(self.views.n_views, N_PARAMS),
             pinned=config.device == "gpu",
             poison=config.poison,
         )
-        source = self.source(self.open_fetcher(), self.stats)
+        source = self.inputs.source(self.inputs.open_fetcher(), self.stats)
         feed = Feed(
-            scheduler=self.scheduler,
+            scheduler=self.inputs.scheduler,
             source=source,
             loader=Loader(source, self.decoder, self.views, self.resampler),
             ring=ring,
@@ -274,36 +219,14 @@ class CTLoader:
         )
         return self._running
 
-    def open_fetcher(self) -> RangeFetcher:
-        """What asks the storage, with threads and connections of its own."""
-        store, stream = self.dataset.store, self.config.stream
-        policy = replace(store.policy, in_flight=stream.in_flight)
-        if stream.cache_dir and store.folder is not None:
-            logger.warning("%s is a folder: it is read without a cache", self.dataset.url)
-        cached = bool(stream.cache_dir) and store.folder is None
-        return open_fetcher(store, policy, stats=self.stats, wrap=self._keep if cached else None)
-
-    def _keep(self, reader: RangeReader) -> RangeReader:
-        """Put the local cache around a reader."""
-        stream = self.config.stream
-        shards = {shard.name: shard for shard in self.dataset.manifest.shards}
-        return CachingReader(reader, Path(stream.cache_dir), stream.cache_bytes, shards, self.stats)
-
-    def source(self, fetcher: RangeFetcher, stats: Stats) -> ChunkSource:
-        """The chosen way from visits to stored chunks."""
-        if self.choice.mode == "stream":
-            return StreamSource(self.plan, self.chunks, fetcher, stats)
-        return RangeSource(self.chunks, fetcher, stats)
-
-    def _far_tables(self) -> ChunkTables | None:
-        """The chunk tables, if they are read a shard at a time."""
-        size = file_entry(self.dataset.manifest, CHUNKS).bytes
-        return self.tables if size > WHOLE_BYTES else None
-
     def _limits(self) -> FeedLimits:
         config, plan = self.config, self.plan.config
         # By stream, as far ahead as a lane's volumes stay: their next run is then on its way.
-        turn = plan.spread * plan.visits * config.batch_size if self.choice.mode == "stream" else 0
+        turn = (
+            plan.spread * plan.visits * config.batch_size
+            if self.inputs.choice.mode == "stream"
+            else 0
+        )
         return FeedLimits(
             threads=config.threads,
             ahead=config.prefetch + config.batch_size,
@@ -335,7 +258,7 @@ class CTLoader:
 
         return DaliRenderer(
             views=self.views,
-            chunks_shape=self.chunks_shape,
+            chunks_shape=self.inputs.chunks_shape,
             batch_size=self.config.batch_size,
             pull=lambda: [loaded.slot for loaded in pull()],
             device=self.config.device,

@@ -56,11 +56,11 @@ class StageBench:
 
     def __init__(self, loader: CTLoader) -> None:
         self._loader = loader
-        self._visits = [loader.scheduler.visit(index, 0) for index in range(N_SETS)]
-        self._profile = get_profile(loader.profile)
+        self._visits = [loader.inputs.scheduler.visit(index, 0) for index in range(N_SETS)]
+        self._profile = get_profile(loader.inputs.profile)
         stats = Stats()
-        self._decoder = ChunkDecoder(loader.profile, stats)
-        self._fetcher = loader.open_fetcher()
+        self._decoder = ChunkDecoder(loader.inputs.profile, stats)
+        self._fetcher = loader.inputs.open_fetcher()
         config = loader.config
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="coralbay-bench")
         self._readers = ThreadPoolExecutor(
@@ -68,11 +68,11 @@ class StageBench:
         )
         self._scratch: SimpleQueue[Int16[ndarray, "nz ny nx c c c"]] = SimpleQueue()
         for _ in range(config.threads):
-            self._scratch.put(np.zeros(loader.chunks_shape, dtype=np.int16))
+            self._scratch.put(np.zeros(loader.inputs.chunks_shape, dtype=np.int16))
         self._fetched = self._fetch()
         self._decode()
         self._asked = _Recorder()
-        source = loader.source(self._asked, stats)
+        source = loader.inputs.source(self._asked, stats)
         for visit in self._visits:
             source.fetch(visit.item, visit.region)
         self.counts = _counts(stats, loader.views, self._visits)
@@ -122,7 +122,7 @@ class StageBench:
 
     def _plan(self) -> None:
         for index in range(N_SETS):
-            self._loader.scheduler.visit(index, 0)
+            self._loader.inputs.scheduler.visit(index, 0)
 
     def _read(self) -> None:
         """Ask for the same ranges, as many at a time, and throw them away."""
@@ -130,7 +130,7 @@ class StageBench:
         list(self._readers.map(lambda asked: _raw_read(store, *asked), self._asked.ranges))
 
     def _fetch(self) -> list[Fetched]:
-        source = self._loader.source(self._fetcher, Stats())
+        source = self._loader.inputs.source(self._fetcher, Stats())
         fetched = [source.fetch(visit.item, visit.region) for visit in self._visits]
         for one in fetched:
             one.wait()
@@ -138,7 +138,7 @@ class StageBench:
 
     def _memcpy(self) -> None:
         """Copy as many bytes as decoding writes, from memory that no cache holds whole."""
-        shape = self._loader.chunks_shape
+        shape = self._loader.inputs.chunks_shape
         source = np.ones(shape, dtype=np.int16).reshape(-1, *shape[3:])
 
         def one(number: int) -> None:
@@ -161,7 +161,7 @@ class StageBench:
     def _decode(self) -> None:
         def one(number: int) -> None:
             with self._slot() as slot:
-                out = slot.reshape(self._loader.chunks_shape)
+                out = slot.reshape(self._loader.inputs.chunks_shape)
                 self._decoder.decode(self._fetched[number], out)
 
         self._each_number(one)
@@ -190,11 +190,11 @@ class StageBench:
         size = self._loader.config.batch_size
         ring = SlotRing(
             n_slots=size * QUEUED_BATCHES,
-            chunks_shape=self._loader.chunks_shape,
+            chunks_shape=self._loader.inputs.chunks_shape,
             params_shape=(self._loader.views.n_views, N_PARAMS),
             pinned=self._loader.config.device == "gpu",
         )
-        source = self._loader.source(self._fetcher, Stats())
+        source = self._loader.inputs.source(self._fetcher, Stats())
         loader = Loader(source, self._decoder, self._loader.views, self._loader.resampler)
         loaded = []
         for n in range(size * QUEUED_BATCHES):
