@@ -25,9 +25,25 @@ SECOND_LOOK = (Kind.SHORT, Kind.DENIED)
 """Tried once more: the object may just be replaced, the credentials just be renewed."""
 FINAL = (Kind.MISSING, Kind.EXISTS, Kind.WRONG)
 SAID_AFTER_S = 15.0
-"""A request that fails for so long is said in the log, once."""
+"""A request that fails for so long is said in the log ..."""
+SAID_EVERY_S = 60.0
+"""... of one reader or call at most so often."""
 
 T = TypeVar("T")
+
+
+class Notice:
+    """When the log last said that a storage does not answer."""
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Whether to say it again; if so, it counts as said."""
+        if now - self._last < SAID_EVERY_S:
+            return False
+        self._last = now
+        return True
 
 
 class Attempts:
@@ -40,6 +56,7 @@ class Attempts:
             anybody ever answered.
         random: gives the jitter.
         now: clock, seconds.
+        notice: shared by operations that tell of the same storage.
     """
 
     def __init__(
@@ -49,7 +66,9 @@ class Attempts:
         stats: Stats,
         random: Random,
         now: Callable[[], float] = time.monotonic,
+        notice: Notice | None = None,
     ) -> None:
+        self._notice = notice or Notice()
         self._policy = policy
         self._where = where
         self._stats = stats
@@ -58,7 +77,10 @@ class Attempts:
         self._start = now()
         self._failures = 0
         self._second_looks = 0
-        self._said = False
+
+    def queued(self, seconds: float) -> None:
+        """Waiting for a place of its own is not held against the storage."""
+        self._start += seconds
 
     def after(self, exc: BaseException) -> float:
         """Seconds to wait before the next attempt.
@@ -113,8 +135,8 @@ class Attempts:
         )
 
     def _say(self, fault: Fault) -> None:
-        if not self._said and self._now() - self._start >= SAID_AFTER_S:
-            self._said = True
+        now = self._now()
+        if now - self._start >= SAID_AFTER_S and self._notice.is_due(now):
             logger.warning(
                 "%s: %s; still trying, for up to %.0f s",
                 self._where,

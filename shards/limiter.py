@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-CUT_EVERY_S = 1.0
-"""Refusals of one burst are one sign, not many: the limit is cut once in this time."""
+GROWTH_PER_S = 1.0
+"""After a cut the limit grows so much, while answers come."""
+FORGIVEN = 0.1
+"""So many refusals for each answer tell nothing: large stores refuse a few at any time."""
+TOO_MANY = 3.0
+"""The limit is cut by so many refusals that are not forgiven."""
 
 
 class Limiter:
     """Counts what is under way.
 
-    The limit halves when the storage is overwhelmed, and grows by one with each full round of
-    answers after that (additive increase, multiplicative decrease).
+    The limit halves when the storage is overwhelmed, and then grows by one a second (additive
+    increase, multiplicative decrease).
 
     Args:
         most: the limit while all is well.
@@ -24,7 +28,9 @@ class Limiter:
         self._limit = float(most)
         self._busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._cut_at = float("-inf")
+        self._cuts = 0
+        self._refused = 0.0
+        self._grown_at = 0.0
 
     @property
     def limit(self) -> int:
@@ -36,11 +42,11 @@ class Limiter:
         """The storage was overwhelmed not long ago."""
         return self._limit < self._most
 
-    async def acquire(self) -> None:
-        """Wait for a place; first come, first served."""
+    async def acquire(self) -> int:
+        """Wait for a place, first come, first served; the number of cuts so far."""
         if self._busy < self.limit and not self._waiting:
             self._busy += 1
-            return
+            return self._cuts
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -49,6 +55,7 @@ class Limiter:
             if turn.done() and not turn.cancelled():
                 self.release()
             raise
+        return self._cuts
 
     def release(self) -> None:
         """Give the place back."""
@@ -59,13 +66,25 @@ class Limiter:
                 self._busy += 1
                 turn.set_result(None)
 
-    def succeeded(self) -> None:
-        """An answer came."""
+    def succeeded(self, now: float) -> None:
+        """An answer came, at so many seconds."""
+        self._refused = max(0.0, self._refused - FORGIVEN)
         if self.is_cut:
-            self._limit = min(self._most, self._limit + 1 / self._limit)
+            grown = self._limit + GROWTH_PER_S * (now - self._grown_at)
+            self._limit = min(float(self._most), grown)
+            self._grown_at = now
 
-    def overwhelmed(self, now: float) -> None:
-        """The storage said that it is asked too fast, or did not answer in time."""
-        if now - self._cut_at >= CUT_EVERY_S:
-            self._cut_at = now
+    def overwhelmed(self, now: float, cuts: int) -> None:
+        """The storage said that it is asked too fast, or did not answer in time.
+
+        Args:
+            now: seconds.
+            cuts: what `acquire` gave for this request. One that was sent before the last cut tells
+                nothing new.
+        """
+        self._refused += cuts == self._cuts
+        if self._refused >= TOO_MANY:
+            self._refused = 0.0
+            self._cuts += 1
+            self._grown_at = now
             self._limit = max(1.0, self._limit / 2)

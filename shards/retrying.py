@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from random import Random
 
-from shards.attempts import Attempts
+from shards.attempts import Attempts, Notice
 from shards.faults import STORAGE_ERRORS, Kind, classify
 from shards.hedging import Hedging
 from shards.limiter import Limiter
@@ -50,6 +50,7 @@ class RetryingReader:
         self._random = random or Random(os.urandom(8))
         self._limiter = Limiter(policy.in_flight)
         self._hedging = Hedging(policy)
+        self._notice = Notice()
         self.stats = stats or Stats()
 
     async def get_range(self, path: str, offset: int, nbytes: int) -> memoryview:
@@ -62,16 +63,20 @@ class RetryingReader:
             AccessDeniedError: credentials are refused.
         """
         now = asyncio.get_running_loop().time
-        attempts = Attempts(self._policy, self._where + path, self.stats, self._random, now)
+        attempts = Attempts(
+            self._policy, self._where + path, self.stats, self._random, now, self._notice
+        )
         while True:
-            await self._limiter.acquire()
+            asked = now()
+            cuts = await self._limiter.acquire()
+            attempts.queued(now() - asked)
             try:
                 data = await self._attempt(path, offset, nbytes)
             except STORAGE_ERRORS as exc:
                 wait = attempts.after(exc)
-                self._learn(exc, now())
+                self._learn(exc, now(), cuts)
             else:
-                self._limiter.succeeded()
+                self._limiter.succeeded(now())
                 self.stats.count(answers=1, bytes_wire=nbytes)
                 return data
             finally:
@@ -82,10 +87,10 @@ class RetryingReader:
         """Close the reader below."""
         await self._reader.close()
 
-    def _learn(self, exc: Exception, now: float) -> None:
+    def _learn(self, exc: Exception, now: float, cuts: int) -> None:
         kind = classify(exc).kind
         if kind is Kind.THROTTLED or isinstance(exc, TimeoutError):
-            self._limiter.overwhelmed(now)
+            self._limiter.overwhelmed(now, cuts)
         if kind is Kind.DENIED and self._renew is not None:
             self._renew()
 

@@ -53,4 +53,12 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> tuple[T, float]:
         result = loop.run_until_complete(main)
         return result, loop.time()
     finally:
+        loop.run_until_complete(_end())
         loop.close()
+
+
+async def _end() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
