@@ -9,6 +9,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from shards.backends import PART_BYTES, Head, Part
 from shards.errors import CorruptShardError, ShardError
@@ -30,6 +31,10 @@ class FolderStore:
         self.policy = policy
         self.stats = Stats()
         self._root = folder.absolute()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open it again in another process."""
+        return FolderStore, (self._root, self.policy)
 
     def head(self, path: str) -> Head:
         """See `Store`."""
