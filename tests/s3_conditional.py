@@ -25,7 +25,10 @@ class ConditionalServer(Server):
     """As `Server`; refuses what it is told to refuse."""
 
     def refuse(self, *faults: dict[str, Any]) -> None:
-        """From now on; each is {"method", "path": a pattern, "after": passes, "status", "code"}."""
+        """From now on; each is {"method", "path": a pattern, "status", "code"}.
+
+        And maybe "after" and "before": only requests with such a number, from 1 on.
+        """
         path = _faults(self.folder)
         path.with_suffix(".new").write_text(json.dumps(faults))
         path.with_suffix(".new").replace(path)
@@ -115,7 +118,7 @@ class Conditional:
         for number, fault in enumerate(json.loads(text)):
             if scope["method"] in fault["method"] and re.search(fault["path"], what):
                 self.passed[number] += 1
-                if self.passed[number] > fault.get("after", 0):
+                if fault.get("after", 0) < self.passed[number] <= fault.get("before", 10**9):
                     return fault
         return None
 

@@ -249,7 +249,7 @@ class Bucket:
 
     def left_over(self) -> list[str]:
         """What no finished run may leave: temporary files, and uploads in progress."""
-        files = [str(path) for path in self.temporary.rglob("*")]
+        files = [str(path) for path in self.temporary.glob("coralbay-*")]
         return files + [key for key in self.server.uploads() if self.folder.parent.name in key]
 
 

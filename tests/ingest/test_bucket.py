@@ -6,7 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
+import pydicom
+
+from shards.failpoints import VARIABLE
 from shards.verify import verify
+from tests.ingest.conftest import snapshot
+from tests.ingest.test_faults_cluster import Cluster
 
 
 def objects(bucket: Any) -> dict[str, str]:
@@ -89,3 +96,88 @@ def test_damage_is_found_as_in_a_folder(
     assert "shard-000001.tar: missing" in found
     assert "shard-000009.tar: not named in manifest.json" in found
     assert any("shard-000000.tar: SHA-256" in line for line in found)
+
+
+def test_a_dry_run_writes_nothing_there(bucket: Any, three_volumes: Path, flags: Any) -> None:
+    bucket.server.requests()
+    done = bucket.run("build-shards", three_volumes, bucket.out, *flags, "--dry-run", "--json")
+    assert said(done)["volumes"] == 3
+    assert bucket.server.requests() == {"list": 1}
+
+
+def test_every_option_gives_what_it_gives_in_a_folder(
+    bucket: Any, three_volumes: Path, tmp_path: Path
+) -> None:
+    uid = pydicom.dcmread(next((three_volumes / "1").iterdir())).SeriesInstanceUID
+    (tmp_path / "list").write_text(f"{uid}\n")
+    (tmp_path / "key").write_text("ab" * 32)
+    options = [
+        *("--spacing-mm", "4,3,3", "--no-body-crop", "--resample", "linear", "--profile", "gpu"),
+        *("--exclude", tmp_path / "list", "--heads", "drop", "--source", "somewhere", "--json"),
+        *("--min-coverage-mm", "10", "--select", "thinnest-soft-tissue", "--workers", "1"),
+        *("--id-key", tmp_path / "key", "--keep-paths", tmp_path / "paths"),
+        *("--labels", labels_of(three_volumes, tmp_path)),
+    ]
+    there = bucket.run("build-shards", three_volumes, bucket.out, *options)
+    assert there.status == 0, there.output
+    paths = (tmp_path / "paths").read_bytes()
+    here = bucket.run("build-shards", three_volumes, tmp_path / "here", *options)
+    assert objects(bucket) == snapshot(tmp_path / "here")
+    assert "exclusions.json" in objects(bucket)
+    apart = ("out", "seconds", "worker_peak_bytes")
+    told = [{k: v for k, v in said(run).items() if k not in apart} for run in (there, here)]
+    assert told[0] == told[1]
+    assert (told[0]["labelled"], told[0]["excluded"]["uid"]) == (1, 1)
+    assert (tmp_path / "paths").read_bytes() == paths
+
+
+def labels_of(archive: Path, folder: Path) -> Path:
+    """A table of pairs: a label on the grid of the archive's NIfTI volume."""
+    image = nibabel.load(archive / "3.nii.gz")
+    values = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    nibabel.Nifti1Image(values, image.affine).to_filename(folder / "label.nii.gz")
+    table = folder / "pairs.csv"
+    table.write_text(f"image,label\n{archive / '3.nii.gz'},{folder / 'label.nii.gz'}\n")
+    return table
+
+
+def test_a_group_is_shared_by_workers_through_the_bucket(
+    bucket: Any, three_volumes: Path, tmp_path: Path
+) -> None:
+    one_group = ("--spacing-mm", "2", "--workers", "2")
+    settings = {"ingest.work.SHARED_FROM_VOXELS": 1}
+    alone = (*one_group[:-1], "1")
+    assert bucket.run("build-shards", three_volumes, tmp_path / "here", *alone).status == 0
+    bucket.server.requests()
+    done = bucket.run("build-shards", three_volumes, bucket.out, *one_group, settings=settings)
+    assert done.status == 0, done.output
+    assert objects(bucket) == snapshot(tmp_path / "here")
+    # Three series on their way besides a shard with its sidecars and result, and as ever.
+    assert bucket.server.requests()["put"] == 3 + 4 + 6 + 5
+    assert bucket.left_over() == []
+
+
+def test_a_cluster_builds_into_a_bucket(
+    bucket: Any, three_volumes: Path, three_built: Any, flags: Any, tmp_path: Path
+) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.worker()  # without credentials
+        over = ("--dask-scheduler", cluster.address)
+        refused = bucket.run("build-shards", three_volumes, bucket.out, *flags, *over)
+        assert refused.status == 2
+        line = refused.output.splitlines()[-1]
+        assert "cannot use OUT" in line
+        assert "in the environment of each worker" in line
+        cluster.stop_workers()
+        environment = {**bucket.server.environment, "TMPDIR": str(bucket.temporary)}
+        doomed = cluster.worker(**environment, **{VARIABLE: "delivered:2"})
+        cluster.worker(**environment)
+        cluster.wait_for_workers(2)
+        done = bucket.run("build-shards", three_volumes, bucket.out, *flags, *over)
+        assert done.status == 0, done.output
+        assert objects(bucket) == three_built[0]
+        assert doomed.wait(10) == -9
+        assert bucket.left_over() == []
+    finally:
+        cluster.stop()
