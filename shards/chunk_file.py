@@ -82,25 +82,23 @@ class ChunkFile:
 
     def __init__(self, read: Read, size: int, n_groups: int) -> None:
         self._read = read
+        self._size = size
         self._footer = _Footer.cut(_read_footer(read, size), n_groups)
         if n_groups:
-            check_schema(self._metadata(0)[0].schema.to_arrow_schema(), CHUNKS_SCHEMA, CHUNKS)
+            check_schema(
+                self._footer.metadata(0)[0].schema.to_arrow_schema(), CHUNKS_SCHEMA, CHUNKS
+            )
 
     def table(self, number: int) -> pa.Table:
-        """Row group ``number``.
+        """Row group ``number``, in one read: its columns lie side by side.
 
         Raises:
-            CorruptShardError, pa.ArrowException, OSError: it is not as described.
+            CorruptShardError, pa.ArrowException, OSError, ValueError: it is not as described.
         """
-        metadata, group = self._metadata(number)
-        start, stop = _extent(metadata.row_group(group))
-        window = _Window(self._read(start, stop - start), start)
-        parquet = pq.ParquetFile(window, metadata=metadata)
+        metadata, group = self._footer.metadata(number)
+        file = _File(self._read, self._size)
+        parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
         return parquet.read_row_group(group, use_threads=False)
-
-    def _metadata(self, number: int) -> tuple[pq.FileMetaData, int]:
-        """A footer with row group ``number``, and which of its row groups that is."""
-        return self._footer.metadata(number)
 
 
 @dataclass(frozen=True)
@@ -169,24 +167,12 @@ def _read_footer(read: Read, size: int) -> bytes:
     return tail[-nbytes:-8]
 
 
-def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """First byte of a row group's pages, and the one after the last."""
-    starts, stops = [], []
-    for column in map(group.column, range(group.num_columns)):
-        first = column.data_page_offset
-        if column.has_dictionary_page:
-            first = min(first, column.dictionary_page_offset)
-        starts.append(first)
-        stops.append(first + column.total_compressed_size)
-    return min(starts), max(stops)
+class _File(io.RawIOBase):
+    """The table as a file for pyarrow; each of its reads is one of ``read``."""
 
-
-class _Window(io.RawIOBase):
-    """A part of a file, at its place in the whole."""
-
-    def __init__(self, data: memoryview, start: int) -> None:
-        self._data = data
-        self._start = start
+    def __init__(self, read: Read, size: int) -> None:
+        self._source = read
+        self._size = size
         self._at = 0
 
     def readable(self) -> bool:
@@ -199,16 +185,13 @@ class _Window(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        end = self._start + len(self._data)
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: end}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        first = self._at - self._start
-        if first < 0:
-            raise CorruptShardError(f"{CHUNKS}: its footer points outside a row group")
-        part = self._data[first : first + len(view)]
-        view[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+    def read(self, nbytes: int = -1) -> Any:
+        left = max(0, self._size - self._at)
+        nbytes = left if nbytes < 0 else min(nbytes, left)
+        data = self._source(self._at, nbytes) if nbytes else b""
+        self._at += nbytes
+        return data

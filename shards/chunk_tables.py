@@ -146,6 +146,11 @@ class ChunkTables:
         """Of all samples, as ``keys[sample]``."""
         return Strings(self._index.keys)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the tables that are in memory."""
+        return self._kept_bytes
+
     def row(self, sample: int) -> ChunkRow:
         """Chunks of row ``sample`` of the index. The first of a shard costs one request.
 

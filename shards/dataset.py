@@ -254,7 +254,7 @@ class Dataset:
         """What goes wrong inside is the chunk table's fault, or another generation's."""
         try:
             yield
-        except (pa.ArrowException, OSError, CorruptShardError) as exc:
+        except (pa.ArrowException, OSError, ValueError, CorruptShardError) as exc:
             self._check_unchanged()
             raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
 

@@ -265,7 +265,7 @@ def _refuse(node: ast.expr, why: str) -> NoReturn:
 
 
 def _short(text: str) -> str:
-    one_line = " ".join(text.split())
+    one_line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return f"`{one_line if len(one_line) <= 60 else one_line[:57] + '...'}`"
 
 
