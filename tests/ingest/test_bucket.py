@@ -181,3 +181,20 @@ def test_a_cluster_builds_into_a_bucket(
         assert bucket.left_over() == []
     finally:
         cluster.stop()
+
+
+def test_real_series_in_a_bucket(bucket: Any, ct_data: Path, tmp_path: Path) -> None:
+    places = (
+        *("totalsegmentator/example_ct_dicom", "totalsegmentator/example_ct.nii.gz"),
+        "dcm_qa_ct/Philips_S21570_partial.tar.gz",
+    )
+    raw = [ct_data / place for place in places]
+    options = ("--workers", "1", "--shard-mib", "4")
+    assert bucket.run("build-shards", *raw, tmp_path / "here", *options).status == 0
+    done = bucket.run("build-shards", *raw, bucket.out, *options)
+    assert done.status == 0, done.output
+    assert len(list(bucket.folder.glob("*.tar"))) > 1
+    assert objects(bucket) == snapshot(tmp_path / "here")
+    checked = said(bucket.run("verify", bucket.out, "--json"))
+    assert (checked["problems"], checked["samples"]) == ([], 3)
+    assert bucket.left_over() == []

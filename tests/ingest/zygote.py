@@ -17,7 +17,10 @@ import sys
 import tempfile
 import time
 
+import boto3  # noqa: F401
+
 import ingest.cli
+import ingest.output_bucket
 import ingest.pipeline
 import ingest.prepare
 import ingest.reader
