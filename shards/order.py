@@ -37,10 +37,10 @@ class Volumes:
     """In the shard."""
 
     @cached_property
-    def codes(self) -> Int64[ndarray, " n"]:
+    def codes(self) -> Int32[ndarray, " n"]:
         """Numbers without gaps for each (copy, shard): copies of a shard are shuffled apart."""
         pairs = self.copies.astype(np.int64) * (int(self.shard.max()) + 1) + self.shard
-        codes: Int64[ndarray, " n"] = np.unique(pairs, return_inverse=True)[1]
+        codes: Int32[ndarray, " n"] = np.unique(pairs, return_inverse=True)[1].astype(np.int32)
         return codes
 
     @property
@@ -49,7 +49,7 @@ class Volumes:
         return int(self.codes.max()) + 1
 
 
-def runs(volumes: Volumes, run: int) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"]]:
+def runs(volumes: Volumes, run: int) -> tuple[Int64[ndarray, " n"], Int32[ndarray, " n"]]:
     """Volumes in the order of their shards, and the number of the run that each is in.
 
     A run is ``run`` neighbours of a shard, from its start on; its last one may be shorter.
@@ -57,12 +57,12 @@ def runs(volumes: Volumes, run: int) -> tuple[Int64[ndarray, " n"], Int64[ndarra
     in_file = np.lexsort((volumes.offset, volumes.codes))
     starts = np.flatnonzero(np.diff(volumes.codes[in_file], prepend=-1))
     rank = np.arange(len(in_file)) - np.repeat(starts, np.diff(starts, append=len(in_file)))
-    return in_file, np.cumsum(rank % run == 0) - 1
+    return in_file, np.cumsum(rank % run == 0, dtype=np.int32) - 1
 
 
 def shuffle(
     volumes: Volumes, words: UInt64[ndarray, " w"], *, shuffle_shards: int, run: int
-) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"]]:
+) -> tuple[Int64[ndarray, " n"], Int32[ndarray, " n"]]:
     """Reading order of an epoch: positions in ``volumes``, and the block that each belongs to.
 
     Args:
@@ -73,7 +73,7 @@ def shuffle(
     """
     codes, n_shards = volumes.codes, volumes.n_shards
     shard_words, own_words = words[:n_shards], words[n_shards:]
-    place = np.empty(n_shards, dtype=np.int64)
+    place = np.empty(n_shards, dtype=np.int32)
     place[np.argsort(shard_words, kind="stable")] = np.arange(n_shards)
     in_file, run_of = runs(volumes, run)
     run_word = own_words[in_file[np.flatnonzero(np.diff(run_of, prepend=-1))]][run_of]
@@ -84,7 +84,7 @@ def shuffle(
 
 
 def deal(
-    order: Int64[ndarray, " n"], block: Int64[ndarray, " n"], lanes: int, phase: int
+    order: Int64[ndarray, " n"], block: Int32[ndarray, " n"], lanes: int, phase: int
 ) -> Int64[ndarray, " n"]:
     """Deal a reading order to lanes, block by block: each lane gets a stretch of it.
 
@@ -96,7 +96,7 @@ def deal(
     """
     lane = (phase + np.arange(len(order))) % lanes
     dealt = np.empty_like(order)
-    dealt[np.argsort(block * lanes + lane, kind="stable")] = order
+    dealt[np.argsort(block.astype(np.int64) * lanes + lane, kind="stable")] = order
     return dealt
 
 
@@ -127,6 +127,7 @@ class Batches:
         for place in self._repeated().tolist():
             if self._count(self._group(place))[int(self.subjects[place])] > 1:
                 self._move(place, range(len(self.subjects)), frozenset())
+        self._counts.clear()
 
     def part_from(self, before: frozenset[int]) -> None:
         """Keep ``before``, subjects of the epoch before, out of the rest of the first group.
