@@ -25,6 +25,8 @@ from shards.order import Batches, Volumes, deal, runs, shuffle, tail_of
 from shards.rng import ORDER, raw, uniforms
 from shards.schema import canonical_json
 
+MIN_SHUFFLED = 32
+"""Shards that are mixed at least: nothing is buffered for it, so more costs nothing."""
 PLAN_VERSION = 2
 """Part of every plan's hash: one more whenever the same settings give another sequence."""
 
@@ -42,8 +44,9 @@ class PlanConfig:
     """k: boxes a volume gives each epoch."""
     spread: int = 4
     """m: steps between two visits of a volume."""
-    shuffle_shards: int = 8
-    """Shards whose samples are mixed."""
+    shuffle_shards: int | None = None
+    """Shards whose samples are mixed; None: enough that each lane gets two runs of them, and
+    ``MIN_SHUFFLED`` at least."""
     run: int = 4
     """Neighbours in a shard that one lane takes one after another."""
     weights: tuple[tuple[str, float], ...] = ()
@@ -54,8 +57,9 @@ class PlanConfig:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         for name in ("global_batch", "box_side", "visits", "spread", "shuffle_shards", "run"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @runtime_checkable
@@ -216,6 +220,11 @@ class Plan:
         run_of[rows[in_file]] = number
         return run_of
 
+    def _mixed(self, n_shards: int) -> int:
+        """Shards of a block that gives each lane two runs, rounded up."""
+        volumes = 2 * self.config.run * self.config.global_batch
+        return max(MIN_SHUFFLED, -(-volumes * n_shards // self.samples_per_epoch))
+
     def _phase(self, epoch: int) -> int:
         return epoch * self.samples_per_epoch % self.config.global_batch
 
@@ -231,7 +240,8 @@ class Plan:
         )
         config, phase = self.config, self._phase(epoch)
         words = raw(config.seed, ORDER, epoch, 0, volumes.n_shards + len(rows))
-        order, block = shuffle(volumes, words, shuffle_shards=config.shuffle_shards, run=config.run)
+        mixed = config.shuffle_shards or self._mixed(volumes.n_shards)
+        order, block = shuffle(volumes, words, shuffle_shards=mixed, run=config.run)
         dealt = rows[deal(order, block, config.global_batch, phase)]
         batches = Batches(self._samples.subject[dealt], config.global_batch, phase)
         batches.part()

@@ -58,8 +58,8 @@ def measure_shuffle(plan: Plan, samples: PlanSamples, epoch: int = 0) -> Shuffle
 
 
 def _shards_per_batch(shard: Int32[ndarray, " n"], group: Int64[ndarray, " n"]) -> float:
-    pairs = np.unique(np.stack([group, shard]), axis=1)
-    found = np.bincount(pairs[0])
+    n_shards = int(shard.max()) + 1
+    found = np.bincount(np.unique(group * n_shards + shard) // n_shards)
     most = np.minimum(np.bincount(group), len(np.unique(shard)))
     return float((found / most).mean())
 

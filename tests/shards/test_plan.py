@@ -23,7 +23,7 @@ KNOWN_ITEMS = [
     (0, 3, 1, (5, 16, 40)),
     (99, 1, 1, (24, 27, 23)),
 ]
-KNOWN_HASH = "b71e5abda36ea7fc2c29de0b20375ca69dd4bfa6a596b223b874bafdb301091f"
+KNOWN_HASH = "6c90d9b94884dcdec2b75d5a817f7ffb0771a7f82d4e77a6af9d0ccc81676c76"
 
 
 def make_samples(
