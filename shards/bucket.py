@@ -1,11 +1,13 @@
-"""A bucket or a web server as a store, through obstore, which is used here alone."""
+"""A bucket or a web server as a store, through obstore."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from shards.stats import Stats
 UPLOADS = 8
 """Pieces of an object that are uploaded at once."""
 RENEW_EVERY_S = 5.0
+SETTLE_STEP_S = 0.005
+SETTLED_AFTER = 3
+SETTLE_STEPS = 200
 
 _runtime_of: int | None = None
 """The process in which obstore's threads run; they do not survive a fork, and it then hangs."""
@@ -139,3 +144,32 @@ def _check_runtime() -> None:
             "a bucket was used before this process was forked, and cannot be used after; start "
             'processes with multiprocessing.get_context("spawn")'
         )
+
+
+async def settle() -> None:
+    """Wait until obstore's threads have let go of Python, before a loop or the program ends.
+
+    Such a thread hands over its answer, and then needs the interpreter once more, to come back
+    from there. If that is just being taken down, the program ends with SIGABRT: without this, one
+    in four that read from a bucket and ended at once did.
+    """
+    if _runtime_of is None:
+        return
+    quiet = 0
+    for _ in range(SETTLE_STEPS):
+        # Threads that wait for the interpreter get it now.
+        await asyncio.sleep(SETTLE_STEP_S)
+        quiet = 0 if _is_busy() else quiet + 1
+        if quiet == SETTLED_AFTER:
+            return
+
+
+def _is_busy() -> bool:
+    """Whether a thread of tokio, on which obstore runs, is on a processor or waits for one."""
+    with suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):
+                name, _, rest = (task / "stat").read_text().rpartition(")")
+                if "tokio" in name and rest.split()[0] == "R":
+                    return True
+    return False

@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Protocol, runtime_checkable
 
+from shards.bucket import settle
 from shards.errors import ShardError
 from shards.requests import FreshReader, RangeReader
 
@@ -164,6 +165,7 @@ class _LoopWorker:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
         await self._reader.close()
+        await settle()
         await asyncio.get_running_loop().shutdown_default_executor()
 
     def _begin(self) -> None:

@@ -25,6 +25,7 @@ from shards.store import open_store
 from shards.testing.clock import VirtualTimeLoop
 from shards.testing.faults import PASSING, FaultyStore, Schedule, Trouble
 from shards.testing.memory import MemoryStore
+from tests.s3 import serving
 
 DATA = Random(1).randbytes(200_000)
 WAIT_S = 30
@@ -394,3 +395,31 @@ def test_a_program_that_is_interrupted_ends(folder):
         _, said = process.communicate(timeout=30)
     assert process.returncode in (-signal.SIGINT, 130)
     assert said.count(b"Traceback") == 1
+
+
+ENDS_AT_ONCE = """
+import sys
+from shards.reading import open_fetcher
+from shards.store import open_store, put
+
+store = open_store("s3://bucket/x")
+put(store, "file", bytes(100_000))
+fetcher = open_fetcher(store)
+answers = [fetcher.submit("file", n, 1000) for n in range(40)]
+if sys.argv[1] == "done":
+    for answer in answers:
+        answer.result()
+    fetcher.close()
+answers[0].result()
+"""
+
+
+@pytest.mark.parametrize("when", ["done", "half done"])
+def test_a_program_that_ends_right_after_reading_a_bucket_does_not_crash(tmp_path, when):
+    """Threads of obstore that come back into an interpreter that is gone end it with SIGABRT."""
+    with serving(tmp_path / "server", "bucket") as server:
+        command = [sys.executable, "-c", ENDS_AT_ONCE, when]
+        environment = {**os.environ, **server.environment}
+        for _ in range(5):
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+            assert (done.returncode, done.stderr) == (0, b"")
