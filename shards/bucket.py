@@ -7,9 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import obstore
 
@@ -25,8 +27,33 @@ SETTLE_STEP_S = 0.005
 SETTLED_AFTER = 3
 SETTLE_STEPS = 200
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _runtime_of: int | None = None
 """The process in which obstore's threads run; they do not survive a fork, and it then hangs."""
+
+
+def _interruptible(call: Callable[P, T]) -> Callable[P, T]:
+    """Let Ctrl-C end a call of the main thread at once: obstore itself waits for its answer."""
+
+    @wraps(call)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> T:
+        if threading.current_thread() is not threading.main_thread():
+            return call(*args, **kwargs)
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call(*args, **kwargs))
+            except BaseException as exc:
+                answer.set_exception(exc)
+
+        # One that is left behind by Ctrl-C keeps no program from ending.
+        threading.Thread(target=run, name="bucket-call", daemon=True).start()
+        return answer.result()
+
+    return waiting
 
 
 class ObjectStore:
@@ -62,10 +89,12 @@ class ObjectStore:
         _check_runtime()
         return self._store
 
+    @_interruptible
     def head(self, path: str) -> Head:
         """See `Store`."""
         return _head(obstore.head(self._at(), path))
 
+    @_interruptible
     def open(self, path: str) -> Part:
         """See `Store`."""
         # No range: some servers refuse one that goes beyond the end.
@@ -75,6 +104,7 @@ class ObjectStore:
             return Part(memoryview(answer.bytes()), whole)
         return Part(memoryview(next(iter(answer.stream(PART_BYTES)))), whole)
 
+    @_interruptible
     def read(self, path: str, start: int, stop: int) -> Part:
         """See `Store`."""
         answer = obstore.get(self._at(), path, options={"range": (start, stop)})
@@ -86,6 +116,7 @@ class ObjectStore:
             await obstore.get_range_async(self._at(), path, start=offset, length=nbytes)
         )
 
+    @_interruptible
     def list_objects(self, prefix: str, recursive: bool) -> list[Head]:
         """See `Store`."""
         if not recursive:
@@ -94,6 +125,7 @@ class ObjectStore:
         pages = obstore.list(self._at(), prefix or None)
         return [_head(entry) for page in pages for entry in page]
 
+    @_interruptible
     def put(self, path: str, data: bytes | Path, create: bool) -> None:
         """See `Store`."""
         size = data.stat().st_size if isinstance(data, Path) else len(data)
@@ -108,6 +140,7 @@ class ObjectStore:
             uploads = self._uploads
         obstore.put(uploads, path, data, chunk_size=_part_bytes(size), max_concurrency=UPLOADS)
 
+    @_interruptible
     def delete(self, path: str) -> None:
         """See `Store`."""
         obstore.delete(self._at(), path)

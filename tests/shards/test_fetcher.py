@@ -423,3 +423,26 @@ def test_a_program_that_ends_right_after_reading_a_bucket_does_not_crash(tmp_pat
         for _ in range(5):
             done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
             assert (done.returncode, done.stderr) == (0, b"")
+
+
+STALLED = """
+import socket, sys
+from shards.store import get, open_store
+
+with socket.create_server(("127.0.0.1", 0)) as silent:
+    print("asking", flush=True)
+    get(open_store(f"http://127.0.0.1:{silent.getsockname()[1]}/"), "file")
+"""
+
+
+def test_ctrl_c_ends_a_request_that_gets_no_answer():
+    command = [sys.executable, "-c", STALLED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"asking\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        # The request itself would wait for its deadline of 30 s, and then for others.
+        _, said = process.communicate(timeout=25)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert b"KeyboardInterrupt" in said
