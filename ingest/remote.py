@@ -1,24 +1,24 @@
 """Raw archives in a bucket: listing, ranged reads and whole objects, through obstore.
 
-Credentials and endpoints come from the environment, as obstore documents (``AWS_*``, ``GOOGLE_*``,
-``AZURE_*``). Each process opens stores of its own. What the network does is never a verdict on a
-file: only "no such object" and "not allowed" are; the rest stops the run, in one line.
+Credentials and endpoints come from the environment, as for datasets (docs/storage.md). Each process
+opens stores of its own. What the network does is never a verdict on a file: only "no such object"
+and "not allowed" are; the rest stops the run, in one line.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import lru_cache
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from ingest.errors import IngestError, UsageError
 from ingest.ranges import open_ranges
+from shards.errors import ShardError
+from shards.policy import RequestPolicy
 from shards.prefetch import prefetch
 
 MAX_RETRIES = 8
@@ -33,8 +33,6 @@ BLOCK_BYTES = 8 << 20
 READ_THREADS = 16
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_STATUS = re.compile(r"status code: (\d+ [A-Za-z ]+)")
 _HINT = "check the URL, and credentials and endpoint in the environment (such as AWS_*)"
 
 
@@ -143,42 +141,18 @@ def _is_web(url: str) -> bool:
 @lru_cache(maxsize=64)
 def _store(root: str) -> Any:
     """The store of a bucket or a web host, opened once a process."""
-    from obstore.exceptions import BaseError
-    from obstore.store import HTTPStore, from_url
+    from shards.urls import connect
 
-    retry: Any = {
-        "max_retries": MAX_RETRIES,
-        "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
-        "backoff": {
-            "init_backoff": timedelta(seconds=0.2),
-            "max_backoff": timedelta(seconds=10),
-            "base": 2,
-        },
-    }
-    client: Any = {"timeout": timedelta(seconds=TIMEOUT_S), **_client_settings(root)}
+    policy = RequestPolicy(
+        attempts=MAX_RETRIES,
+        patience_s=RETRY_TIMEOUT_S,
+        upload_deadline_s=TIMEOUT_S,
+        max_backoff_s=10.0,
+    )
     try:
-        if _is_web(root):
-            return HTTPStore.from_url(root, client_options=client, retry_config=retry)
-        return from_url(root, client_options=client, retry_config=retry)
-    except (BaseError, ValueError) as exc:
-        raise UsageError(
-            f"{root}: cannot open this URL as storage ({_brief(exc)}); "
-            "use a path, s3://, gs://, az://, http(s):// or file://"
-        ) from exc
-
-
-def _client_settings(root: str) -> dict[str, Any]:
-    """HTTP settings of the environment: obstore looks at none of them once one is given here."""
-    if root.lower().startswith("http://"):
-        return {"allow_http": True}
-    known = ("allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout")
-    found: dict[str, Any] = {}
-    for prefix in ("AWS", "GOOGLE", "AZURE"):
-        for name in known:
-            if value := os.environ.get(f"{prefix}_{name.upper()}"):
-                yes = name.startswith("allow")
-                found[name] = value.lower() in ("1", "true", "yes", "on") if yes else value
-    return found
+        return connect(root, policy, True)
+    except ShardError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def _list(url: str, root: str, key: str) -> dict[str, int]:
@@ -228,7 +202,6 @@ def _named_errors(url: str) -> Iterator[None]:
 
 def _brief(error: BaseException) -> str:
     """What went wrong in a few words: obstore's messages run over many lines."""
-    text = str(error).strip().split("\n", 1)[0]
-    if found := _CODE.search(text) or _STATUS.search(text):
-        return found[1].strip()
-    return text.rsplit(" - ", 1)[-1][:160]
+    from shards.faults import classify
+
+    return classify(error).brief

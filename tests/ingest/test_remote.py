@@ -177,7 +177,7 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
 
 ERRORS: dict[str, tuple[str, dict[str, str], str]] = {
     # name: (URL, settings, what the line says)
-    "no such bucket": ("s3://nowhere", {}, "NoSuchBucket"),
+    "no such bucket": ("s3://nowhere", {}, "no such bucket"),
     "no such prefix": ("s3://raw/nothing", {}, "no such object or prefix"),
     "bad credentials": ("s3://raw/study", {"AWS_SECRET_ACCESS_KEY": "x"}, "SignatureDoesNotMatch"),
     "nobody answers": ("s3://raw", {"AWS_ENDPOINT": "http://127.0.0.1:9"}, "cannot be listed"),
