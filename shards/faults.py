@@ -1,7 +1,7 @@
 """What a storage's error means: a fault of the data, of the service, or of how it was asked.
 
 The texts are those of obstore 0.12 over object_store 0.14: its exceptions have no status of their
-own, but name it, and quote the XML of S3, in their first line.
+own, but name it, and quote the XML of S3, before a dump of their source.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def _missing(text: str) -> Fault:
 
 def _of_obstore(exc: BaseException) -> Fault:
     whole = str(exc)
-    # The rest is a dump of many lines, for developers.
-    text = whole.strip().split("\n", 1)[0]
+    # The rest is a dump of many lines, for developers. What S3 says begins a line of its own, after
+    # the declaration of XML.
+    text = " ".join(whole.split("Debug source:", 1)[0].split())
     code, status, brief = _code(text), _status(text), _brief(text)
     if code in _THROTTLED or status in (429, 503):
         return Fault(Kind.THROTTLED, brief)

@@ -125,7 +125,8 @@ class Conditional:
 
 async def refuse(send: Any, status: int, code: str) -> None:
     """An error as S3 says it."""
-    body = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
+    declaration = '<?xml version="1.0" encoding="UTF-8"?>'
+    body = f"{declaration}\n<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
     headers = [(b"content-type", b"application/xml"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
