@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ingest.errors import IngestError, UsageError
 from ingest.lock import LOCK_FILE
+from ingest.output import STATE_FOLDER
 from shards import upload
 from shards.errors import CorruptShardError, ShardError
 from shards.failpoints import failpoint
@@ -204,7 +205,7 @@ class BucketLock:
 
     def _now(self) -> datetime:
         """The storage's clock: those of two machines may differ by more than `DEAD_S`."""
-        probe = f"{LOCK_FILE}-{self._owner.nonce}"
+        probe = f"{STATE_FOLDER}/clock-{self._owner.nonce}"
         try:
             upload.put(self._bucket, probe, b"")
             stamp = upload.stamp(self._bucket, probe)

@@ -9,7 +9,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+import pytest
 
+from ingest.errors import UsageError
+from ingest.output import open_output
 from shards.failpoints import VARIABLE
 from shards.verify import verify
 from tests.ingest.conftest import snapshot
@@ -198,3 +201,11 @@ def test_real_series_in_a_bucket(bucket: Any, ct_data: Path, tmp_path: Path) -> 
     checked = said(bucket.run("verify", bucket.out, "--json"))
     assert (checked["problems"], checked["samples"]) == ([], 3)
     assert bucket.left_over() == []
+
+
+def test_a_file_url_is_a_folder_and_a_bucket_has_no_slash_at_its_end(tmp_path: Path) -> None:
+    assert open_output(f"file://{tmp_path}/a%20b").address == f"{tmp_path}/a b"
+    assert open_output("s3://data/ct/").address == "s3://data/ct"
+    for url in ("s3://", "s3://data//ct", "s3://data/./ct", "s3://data/ct?x=1", "memory:///x"):
+        with pytest.raises(UsageError):
+            open_output(url)

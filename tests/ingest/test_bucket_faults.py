@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,11 @@ def test_a_shard_that_changes_before_the_manifest_stops_the_run(
         "signal": int(signal.SIGSTOP),
     }  # fmt: skip
 
+    over = threading.Event()
+
     def other_writer() -> None:
-        while not (pids := stopped_children(bucket)):
-            time.sleep(0.01)
+        while not (pids := stopped_children(bucket)) and not over.wait(0.01):
+            pass
         bucket.put("shard-000000.tar.idx", b"another's")
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -117,6 +118,7 @@ def test_a_shard_that_changes_before_the_manifest_stops_the_run(
     thread = threading.Thread(target=other_writer)
     thread.start()
     done = bucket.run("build-shards", three_volumes, bucket.out, *flags, when=when)
+    over.set()
     thread.join()
     assert done.status == 1
     assert "shard-000000.tar.idx is not what this run wrote there" in last_line(done)

@@ -177,6 +177,8 @@ def usage_cases(archive, tmp_path):
         "only one path": ((archive,), "one RAW or more, then OUT"),
         "no path": ((), "one RAW or more, then OUT"),
         "web server": ((archive, "https://host/x"), "nothing can be written there"),
+        "bucket in RAW": (("s3://b/raw/", "S3://b/raw/x"), "OUT lies inside RAW"),
+        "bucket with RAW": (("s3://b/x/raw", archive, "s3://b/x"), "RAW lies inside OUT"),
         "odd prefix": ((archive, "s3://bucket/../x"), "is no plain prefix"),
         "OUT is a file": ((archive, occupied), "file: is no folder"),
         "OUT under a file": ((archive, occupied / "x"), "x: is no folder"),
@@ -191,7 +193,7 @@ def usage_cases(archive, tmp_path):
 
 @pytest.mark.parametrize("case", [
     "missing path", "OUT in RAW", "OUT is RAW", "RAW in OUT", "only one path", "no path",
-    "web server", "odd prefix",
+    "web server", "odd prefix", "bucket in RAW", "bucket with RAW",
     "OUT is a file", "OUT under a file", "spacing", "workers", "budget", "size", "slices", "id key",
 ])  # fmt: skip
 def test_usage_errors_are_one_line_and_exit_2(case, archive, tmp_path, capsys):
