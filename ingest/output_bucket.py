@@ -49,7 +49,7 @@ class BucketOutput:
                 f"{url}: nothing can be written there; give a folder, or a URL that starts with "
                 "s3://, gs:// or az://"
             )
-        folders = parts.path.strip("/").split("/")
+        folders = parts.path.removeprefix("/").removesuffix("/").split("/")
         odd = parts.query or parts.fragment or not parts.netloc
         if odd or (folders != [""] and {"", ".", ".."} & set(folders)):
             raise UsageError(f"{url}: is no plain prefix; give OUT as s3://bucket/prefix")
