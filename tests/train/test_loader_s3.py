@@ -89,3 +89,31 @@ def test_credentials_that_are_refused_stop_the_run(server, monkeypatch):
 def test_no_dataset_in_the_bucket(server):
     with pytest.raises(NotADatasetError, match="s3://scans/nothing"):
         CTLoader("s3://scans/nothing", VIEWS, CONFIG)
+
+
+def test_a_cache_answers_the_second_time_and_mends_what_rots(server, tmp_path):
+    config = replace(CONFIG, stream=StreamConfig(cache_dir=str(tmp_path / "cache"), cache_gib=1.0))
+
+    def run():
+        with CTLoader("s3://scans/toy", VIEWS, config) as loader:
+            found = list(itertools.islice(loader, 6))
+            return [batch.keys for batch in found], loader.stats.counters()
+
+    plain, _ = batches("s3://scans/toy", 6, "auto")
+    first, counters = run()
+    assert first == [batch.keys for batch in plain]
+    assert counters["cache_misses"] >= 1
+    server.requests()
+    again, counters = run()
+    assert again == first
+    assert counters.get("cache_misses", 0) == 0
+    assert server.requests()["get"] == 3  # manifest, index and chunk table
+    for path in (tmp_path / "cache").rglob("*.shard"):
+        data = bytearray(path.read_bytes())
+        for at in range(20_000, 400_000, 5_000):
+            data[at] ^= 255
+        path.write_bytes(data)
+    mended, counters = run()
+    assert mended == first
+    assert "bad_samples" not in counters
+    assert counters["cache_bytes_fetched"] > 0
