@@ -14,7 +14,7 @@ FUZZ_CASES ?= 12000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scan golden golden-table fuzz soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
+	@echo "make bench-scale      loading a simulated million series for planning: seconds and memory"
 	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
 	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
 	@echo "make memory           peak memory of a worker on a series of 1,000 slices (under 2 GB)"
@@ -66,6 +67,9 @@ gpu-smoke: $(READY)
 
 bench-scan: $(READY)
 	$(BIN)/python -m benchmarks.ingest_scan --out benchmarks/results/ingest-scan.json
+
+bench-scale: $(READY)
+	$(BIN)/python -m benchmarks.scale --out benchmarks/results/scale.json
 
 bench-ingest: $(READY)
 	$(BIN)/python -m benchmarks.ingest --out benchmarks/results/ingest.json

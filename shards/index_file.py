@@ -14,6 +14,7 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
+from shards.memory import release
 from shards.schema import INDEX_SCHEMA, MANIFEST
 from shards.tables import check_schema
 from shards.versions import index_schema, read_index
@@ -21,6 +22,8 @@ from shards.versions import index_schema, read_index
 FEW_VALUES = ("shard", "source", "kernel")
 """Columns that are read as codes and a dictionary: they repeat few values."""
 BATCH_ROWS = 2**16
+RELEASE_BYTES = 2**20
+"""Indexes above this are worth the few ms of giving memory back after each column."""
 
 
 class Strings(Sequence[str]):
@@ -78,6 +81,8 @@ class IndexFile:
         self._version = version
         self.shards = shards
         self._where = where
+        if len(data) > RELEASE_BYTES:
+            release()  # what fetching it took, in pieces
         with self._readable():
             found = pq.ParquetFile(pa.BufferReader(data))
         check_schema(found.schema_arrow, index_schema(version), where)
@@ -109,7 +114,8 @@ class IndexFile:
             found = pa.chunked_array(
                 [piece.column(0) for piece in pieces], None if self.num_rows else _empty(name)
             )
-        pa.default_memory_pool().release_unused()
+        if len(self._bytes()) > RELEASE_BYTES:
+            release()
         return found
 
     @cached_property

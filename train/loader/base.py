@@ -150,8 +150,9 @@ class CTLoader:
         if state["plan_hash"] != self.plan.hash:
             raise CheckpointError(
                 f"{self.dataset.url}: not the data order of the checkpoint: the dataset was "
-                "rebuilt or extended, or seed, global batch, visits or box side differ; go on with "
-                "the dataset and settings the run started with, or start a new run"
+                "rebuilt or extended, or seed, global batch, visits, box side, filters or weights "
+                "differ, or this version orders data in another way; go on with the dataset, "
+                "settings and version that the run started with, or start a new run"
             )
         self.close()
         self._step = state["next_index"] // self.plan.config.global_batch
