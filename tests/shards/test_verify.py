@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shards import codec
+from shards.dataset import Dataset
 from shards.errors import CorruptShardError, FormatVersionError, NotADatasetError
 from shards.profiles import PROFILES
 from shards.schema import SampleMeta, canonical_json, dump_json
@@ -143,13 +144,29 @@ def scratch(built, tmp_path_factory):
 )
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), sealed=st.booleans())
 @example(where=0.0, bit=0, sealed=True)
+@example(where=0.40634678114930006, bit=0, sealed=True)  # a clipped fraction of 1.0 for 0.0
 def test_any_flipped_bit_is_found(built, scratch, where, bit, sealed):
     for name in (SHARD, "manifest.json"):
         shutil.copy(built / name, scratch / name)
     flip(scratch / SHARD, int(where * (built / SHARD).stat().st_size), bit)
     if sealed:
         reseal(scratch)
-    assert problems(scratch)
+    assert problems(scratch) or (sealed and changed_facts(built, scratch) <= TOLD)
+
+
+TOLD = {"hu.clipped_fraction", "kvp", "modality", "source_kind", "flags", "original"}
+"""Facts of the input that no stored voxel or table can confirm: if whoever changes them changes the
+digests too, nobody can tell."""
+
+
+def changed_facts(first, second):
+    """Names of what differs between the records of two datasets."""
+    found = set()
+    for key in Dataset.open(first).keys():
+        records = [asdict(Dataset.open(folder).meta(key)) for folder in (first, second)]
+        flat = [record | {f"hu.{k}": v for k, v in record.pop("hu").items()} for record in records]
+        found |= {name for name in flat[0] if flat[0][name] != flat[1][name]}
+    return found
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 5000, -10240, -1])
