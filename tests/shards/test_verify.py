@@ -162,7 +162,7 @@ digests too, nobody can tell."""
 def changed_facts(first, second):
     """Names of what differs between the records of two datasets."""
     found = set()
-    for key in Dataset.open(first).keys():
+    for key in Dataset.open(first).keys():  # noqa: SIM118
         records = [asdict(Dataset.open(folder).meta(key)) for folder in (first, second)]
         flat = [record | {f"hu.{k}": v for k, v in record.pop("hu").items()} for record in records]
         found |= {name for name in flat[0] if flat[0][name] != flat[1][name]}
