@@ -15,7 +15,7 @@ from shards.errors import (
     ShardError,
     StorageUnavailableError,
 )
-from shards.faults import STORAGE_ERRORS, Fault, Kind, classify
+from shards.faults import NO_ANSWER, STORAGE_ERRORS, Fault, Kind, classify
 from shards.policy import RequestPolicy
 from shards.stats import Stats
 
@@ -92,7 +92,7 @@ class Attempts:
             FileNotFoundError, FileExistsError, ShardError: there is no next one.
         """
         fault = classify(exc)
-        if isinstance(exc, TimeoutError):
+        if fault.brief == NO_ANSWER:
             self._stats.count(timeouts=1)
         if fault.kind is Kind.THROTTLED:
             self._stats.count(throttled=1)

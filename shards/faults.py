@@ -60,6 +60,8 @@ class Fault:
         return self.kind.value
 
 
+NO_ANSWER = "no answer in time"
+"""A deadline was missed, ours or that of the library."""
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 _URL = re.compile(r"\w+://\S+")
@@ -100,7 +102,7 @@ def classify(exc: BaseException) -> Fault:
     if isinstance(exc, PermissionError):
         return Fault(Kind.DENIED, "permission denied", "check the rights of the file and folders")
     if isinstance(exc, TimeoutError):
-        return Fault(Kind.BROKEN, "no answer in time")
+        return Fault(Kind.BROKEN, NO_ANSWER)
     if isinstance(exc, OSError):
         return Fault(Kind.BROKEN, exc.strerror or type(exc).__name__)
     return _of_obstore(exc)
@@ -140,7 +142,7 @@ def _of_connection(text: str, whole: str, brief: str) -> Fault:
     """Errors without an answer, and the rest."""
     if "builder error" in text:
         return Fault(Kind.WRONG, brief, "for a plain http:// endpoint set AWS_ALLOW_HTTP=true")
-    if "redirect" in text:
+    if "Received redirect" in text:
         return Fault(Kind.WRONG, "redirected", "set AWS_REGION to the bucket's region")
     if "non-partial response" in text:
         return Fault(Kind.WRONG, "the server does not give ranges of bytes", "use another server")
@@ -149,15 +151,16 @@ def _of_connection(text: str, whole: str, brief: str) -> Fault:
         return Fault(Kind.UNREACHABLE, cause, "check the URL, the endpoint and the network")
     if "HTTP error" in text or "header missing" in text.lower():
         stalled = "TimedOut" in whole
-        return Fault(Kind.BROKEN, "no answer in time" if stalled else "the connection broke")
+        return Fault(Kind.BROKEN, NO_ANSWER if stalled else "the connection broke")
     return Fault(Kind.WRONG, brief)
 
 
 def _is_denied(exc: BaseException, code: str, status: int, text: str) -> bool:
     refused = isinstance(exc, PermissionDeniedError | UnauthenticatedError)
-    return (
-        refused or code in _HINTS or status in (401, 403) or (_CREDENTIALS.search(text) is not None)
-    )
+    # S3 answers a HEAD with expired credentials so, and a HEAD has no body that says why.
+    nameless = status == 400 and not code and "performing HEAD" in text
+    asked = _CREDENTIALS.search(text) is not None
+    return refused or code in _HINTS or status in (401, 403) or nameless or asked
 
 
 def _code(text: str) -> str:

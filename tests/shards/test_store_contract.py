@@ -28,7 +28,7 @@ from shards.store import (
     stream,
 )
 from shards.testing.memory import MemoryStore
-from tests.s3 import serving
+from tests.s3_conditional import serving_conditional
 
 QUICK = RequestPolicy(first_backoff_s=0.001, max_backoff_s=0.01)
 NAMES = ("plain", "a b", "100%", "ü-Ω", "a~b.c_d-e", "deep/er/still")
@@ -47,7 +47,10 @@ def _folder(folder: Path) -> Iterator[Store]:
 
 @contextmanager
 def _s3(folder: Path) -> Iterator[Store]:
-    with serving(folder / "server", "bucket") as server, pytest.MonkeyPatch.context() as patch:
+    with (
+        serving_conditional(folder / "server", "bucket") as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield open_store("s3://bucket/data/set", QUICK)
@@ -59,18 +62,11 @@ OPENERS: dict[str, Callable[[Path], AbstractContextManager[Store]]] = {
     "s3": _s3,
 }
 """A store more is a line here."""
-CONDITIONAL = ("memory", "folder")
-"""Those where a conditional put is one step; the S3 server of the tests ignores the condition."""
 
 
 @pytest.fixture(scope="module", params=list(OPENERS))
-def kind(request) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def store(kind, tmp_path_factory) -> Iterator[Store]:
-    with OPENERS[kind](tmp_path_factory.mktemp(kind)) as opened:
+def store(request, tmp_path_factory) -> Iterator[Store]:
+    with OPENERS[request.param](tmp_path_factory.mktemp(request.param)) as opened:
         yield opened
 
 
@@ -197,9 +193,7 @@ class TestStoreContract:
         assert not put_if_absent(store, "lock", b"yours")
         assert get(store, "lock") == b"mine"
 
-    def test_one_of_many_writers_wins(self, store, kind):
-        if kind not in CONDITIONAL:
-            pytest.skip("the S3 server of the tests does not know conditional puts")
+    def test_one_of_many_writers_wins(self, store):
         delete(store, ["race"])
         tokens = [f"writer {n}".encode() for n in range(WRITERS)]
         with ThreadPoolExecutor(WRITERS) as pool:

@@ -48,6 +48,8 @@ ERRORS = [
     (GenericError(answer("409 Conflict", "OperationAborted")), Kind.BROKEN, "OperationAborted"),
     (GenericError(answer("400 Bad Request", "ExpiredToken")), Kind.DENIED, "ExpiredToken"),
     (PermissionDeniedError(answer("403 Forbidden", "AccessDenied")), Kind.DENIED, "AccessDenied"),
+    (GenericError(answer("400 Bad Request").replace("GET", "HEAD")), Kind.DENIED, "400 Bad"),
+    (GenericError(answer("400 Bad Request")), Kind.WRONG, "400 Bad Request"),
     (PermissionDeniedError(answer("403 Forbidden")), Kind.DENIED, "403 Forbidden"),
     (UnauthenticatedError(answer("401 Unauthorized")), Kind.DENIED, "401 Unauthorized"),
     (GenericError(answer("416 Range Not Satisfiable", "InvalidRange")), Kind.SHORT, "ends"),
