@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable
 from typing import IO, Any, cast
 
+from shards.seekable import Seekable
+
 GROWTH = 4
 """Each range that follows on the one before is this many times as long."""
 
@@ -30,32 +32,17 @@ def open_ranges(fetch: Fetch, size: int, head: bytes, least: int, most: int) -> 
     return cast("IO[bytes]", io.BufferedReader(raw, BUFFER_BYTES))
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(Seekable):
     """Holds one range at a time, the head at first."""
 
     name = ""
     """Asked for by pydicom; it has none."""
 
     def __init__(self, fetch: Fetch, size: int, head: bytes, least: int, most: int) -> None:
+        super().__init__(size)
         self._fetch = fetch
-        self._size = size
         self._start, self._data = 0, head
         self._next, self._most = least, most
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` from the range at hand, or from the next one; bytes read."""

@@ -7,7 +7,6 @@ group's part, between the footer's own head and tail, is again a footer that pya
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import CorruptShardError
 from shards.schema import CHUNKS, CHUNKS_SCHEMA
+from shards.seekable import Seekable
 from shards.stats import Stats
 from shards.store import Store, get_range
 from shards.tables import check_schema
@@ -167,31 +167,15 @@ def _read_footer(read: Read, size: int) -> bytes:
     return tail[-nbytes:-8]
 
 
-class _File(io.RawIOBase):
+class _File(Seekable):
     """The table as a file for pyarrow; each of its reads is one of ``read``."""
 
     def __init__(self, read: Read, size: int) -> None:
+        super().__init__(size)
         self._source = read
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
 
     def read(self, nbytes: int = -1) -> Any:
-        left = max(0, self._size - self._at)
-        nbytes = left if nbytes < 0 else min(nbytes, left)
+        nbytes = self.left(nbytes)
         data = self._source(self._at, nbytes) if nbytes else b""
         self._at += nbytes
         return data

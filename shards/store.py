@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from shards.attempts import Attempts, patiently
 from shards.backends import PART_BYTES, Head, Part, Store, StoreReader
 from shards.errors import CorruptShardError
 from shards.prefetch import prefetch
+from shards.seekable import Seekable
 from shards.urls import open_store
 
 __all__ = [
@@ -161,37 +161,18 @@ def delete(store: Store, paths: Iterable[str]) -> None:
         pass
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(Seekable):
     """An object as a file that seeks: each read is one ranged request."""
 
     def __init__(self, store: Store, path: str) -> None:
-        self._size = head(store, path).size
+        super().__init__(head(store, path).size)
         self._store = store
         self._path = path
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Always: an object in a store can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always: ranges start anywhere."""
-        return True
-
-    def tell(self) -> int:
-        """Offset of the next read."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the next read; beyond the end it returns nothing."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` as far as the object goes; bytes read."""
         view = memoryview(buffer).cast("B")
-        nbytes = max(0, min(len(view), self._size - self._at))
+        nbytes = self.left(len(view))
         if nbytes:
             view[:nbytes] = get_range(self._store, self._path, self._at, nbytes)
         self._at += nbytes
