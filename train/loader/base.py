@@ -231,7 +231,8 @@ class CTLoader:
         return FeedLimits(
             threads=config.threads,
             ahead=config.prefetch + config.batch_size,
-            fetch_ahead=max(config.stream.in_flight, turn),
+            # Twice as many as are under way at once: whoever comes back early finds the next one.
+            fetch_ahead=max(2 * config.stream.in_flight, turn),
             held_bytes=config.stream.held_mib << 20,
             max_bad_samples=config.max_bad_samples,
         )
