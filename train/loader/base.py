@@ -222,17 +222,16 @@ class CTLoader:
 
     def _limits(self) -> FeedLimits:
         config, plan = self.config, self.plan.config
-        # By stream, as far ahead as a lane's volumes stay: their next run is then on its way.
-        turn = (
-            plan.spread * plan.visits * config.batch_size
-            if self.inputs.choice.mode == "stream"
-            else 0
-        )
+        if self.inputs.choice.mode == "stream":
+            # As far ahead as a lane's volumes stay: their next run is then on its way.
+            fetch_ahead = plan.spread * plan.visits * config.batch_size
+        else:
+            # Twice as many as are under way at once: whoever comes back early finds the next one.
+            fetch_ahead = 2 * config.stream.in_flight
         return FeedLimits(
             threads=config.threads,
             ahead=config.prefetch + config.batch_size,
-            # Twice as many as are under way at once: whoever comes back early finds the next one.
-            fetch_ahead=max(2 * config.stream.in_flight, turn),
+            fetch_ahead=fetch_ahead,
             held_bytes=config.stream.held_mib << 20,
             max_bad_samples=config.max_bad_samples,
         )
