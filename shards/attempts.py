@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from random import Random
@@ -171,3 +172,34 @@ def patiently(
             if renew is not None and classify(exc).kind is Kind.DENIED:
                 renew()
         sleep(wait)
+
+
+def counted(
+    operation: Callable[[], T],
+    policy: RequestPolicy,
+    where: str,
+    stats: Stats,
+    renew: Callable[[], None],
+) -> T:
+    """As `patiently`, with each attempt counted as one of ``requests``.
+
+    Args:
+        operation: one attempt; raises what the storage raises.
+        policy: how patient.
+        where: the object, for messages.
+        stats: where to count.
+        renew: see `patiently`.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ShardError: as `Attempts.after`.
+    """
+
+    def attempt() -> T:
+        stats.count(requests=1)
+        found = operation()
+        stats.count(answers=1)
+        return found
+
+    # Jitter must differ between processes, so it is no part of any seed.
+    attempts = Attempts(policy, where, stats, Random(os.urandom(8)))
+    return patiently(attempt, attempts, renew=renew)

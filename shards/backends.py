@@ -12,7 +12,7 @@ from shards.policy import RequestPolicy
 from shards.stats import Stats
 
 PART_BYTES = 8 * 2**20
-"""Larger objects are uploaded and read in pieces of this: hides the latency of a bucket."""
+"""Larger objects are written and read in pieces of this: hides the latency of a bucket."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Part:
 
 @runtime_checkable
 class Store(Protocol):
-    """Objects by path. Each call is one attempt, and raises what the storage raises.
+    """Objects by path, to read. Each call is one attempt, and raises what the storage raises.
 
     `shards.store` has the functions that try again; they and `RetryingReader` are what to call.
     """
@@ -47,9 +47,6 @@ class Store(Protocol):
     stats: Stats
     """Counts ``requests``, ``retries``, ``timeouts``, ``throttled`` of the calls that wait."""
 
-    def head(self, path: str) -> Head:
-        """Size of an object."""
-
     def open(self, path: str) -> Part:
         """The first bytes of an object: all of them up to ``PART_BYTES``, then at least so many."""
 
@@ -59,14 +56,8 @@ class Store(Protocol):
     async def get_range(self, path: str, offset: int, nbytes: int) -> memoryview:
         """``nbytes`` bytes from ``offset`` on, or fewer where the object ends before."""
 
-    def list_objects(self, prefix: str, recursive: bool) -> Sequence[Head]:
-        """Objects below a prefix that is the root ("") or a folder, in no order."""
-
-    def put(self, path: str, data: bytes | Path, create: bool) -> None:
-        """Write an object at once or not at all; with ``create`` only where there is none."""
-
-    def delete(self, path: str) -> None:
-        """Delete an object."""
+    def names(self) -> Sequence[str]:
+        """Names of the objects directly under the root, in no order."""
 
     def renew(self) -> None:
         """Read the credentials again."""

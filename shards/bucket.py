@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -16,13 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 import obstore
 
 from shards.backends import PART_BYTES, Head, Part
+from shards.connection import Connection
 from shards.errors import ShardError
 from shards.policy import DEFAULT_POLICY, RequestPolicy
 from shards.stats import Stats
 
-UPLOADS = 8
-"""Pieces of an object that are uploaded at once."""
-RENEW_EVERY_S = 5.0
 SETTLE_STEP_S = 0.005
 SETTLED_AFTER = 3
 SETTLE_STEPS = 200
@@ -76,10 +73,7 @@ class ObjectStore:
         self.policy = policy
         self.stats = Stats()
         self._connect = connect
-        self._lock = threading.Lock()
-        self._store = connect(False)
-        self._connected_at = time.monotonic()
-        self._uploads: Any = None
+        self._connection = Connection(connect)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open it again in another process, which reads credentials of its own."""
@@ -87,12 +81,7 @@ class ObjectStore:
 
     def _at(self) -> Any:
         _check_runtime()
-        return self._store
-
-    @_interruptible
-    def head(self, path: str) -> Head:
-        """See `Store`."""
-        return _head(obstore.head(self._at(), path))
+        return self._connection.once
 
     @_interruptible
     def open(self, path: str) -> Part:
@@ -117,50 +106,17 @@ class ObjectStore:
         )
 
     @_interruptible
-    def list_objects(self, prefix: str, recursive: bool) -> list[Head]:
+    def names(self) -> list[str]:
         """See `Store`."""
-        if not recursive:
-            found = obstore.list_with_delimiter(self._at(), prefix or None)["objects"]
-            return [_head(entry) for entry in found]
-        pages = obstore.list(self._at(), prefix or None)
-        return [_head(entry) for page in pages for entry in page]
-
-    @_interruptible
-    def put(self, path: str, data: bytes | Path, create: bool) -> None:
-        """See `Store`."""
-        size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if create or size <= PART_BYTES:
-            mode: Any = "create" if create else "overwrite"
-            obstore.put(self._at(), path, data, mode=mode, use_multipart=False)
-            return
-        # Pieces of an upload cannot be tried again from here, so obstore does it.
-        _check_runtime()
-        with self._lock:
-            self._uploads = self._uploads or self._connect(True)
-            uploads = self._uploads
-        obstore.put(uploads, path, data, chunk_size=_part_bytes(size), max_concurrency=UPLOADS)
-
-    @_interruptible
-    def delete(self, path: str) -> None:
-        """See `Store`."""
-        obstore.delete(self._at(), path)
+        return [entry["path"] for entry in obstore.list_with_delimiter(self._at())["objects"]]
 
     def renew(self) -> None:
         """See `Store`."""
-        with self._lock:
-            # All requests that are under way find the credentials refused, at about the same time.
-            if time.monotonic() - self._connected_at > RENEW_EVERY_S:
-                self._store, self._uploads = self._connect(False), None
-                self._connected_at = time.monotonic()
+        self._connection.renew()
 
 
 def _head(meta: Any) -> Head:
     return Head(meta["path"], int(meta["size"]), meta["e_tag"])
-
-
-def _part_bytes(size: int) -> int:
-    # S3 takes 10,000 pieces.
-    return max(PART_BYTES, -(-size // 9000))
 
 
 def _check_runtime() -> None:

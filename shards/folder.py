@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
-import shutil
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,14 +33,11 @@ class FolderStore:
         """Open it again in another process."""
         return FolderStore, (self._root, self.policy)
 
-    def head(self, path: str) -> Head:
-        """See `Store`."""
-        return _head(self._file(path), path)
-
     def open(self, path: str) -> Part:
         """See `Store`."""
-        whole = self.head(path)
-        return Part(read_file(self._file(path), 0, min(whole.size, PART_BYTES), path), whole)
+        file = self._file(path)
+        whole = _head(file, path)
+        return Part(read_file(file, 0, min(whole.size, PART_BYTES), path), whole)
 
     def read(self, path: str, start: int, stop: int) -> Part:
         """See `Store`."""
@@ -55,40 +49,12 @@ class FolderStore:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, read_file, self._file(path), offset, nbytes, path)
 
-    def list_objects(self, prefix: str, recursive: bool) -> list[Head]:
+    def names(self) -> list[str]:
         """See `Store`."""
-        found: list[Head] = []
-        top = self._file(prefix) if prefix else self._root
-        if not top.is_dir():
+        if not self._root.is_dir():
             return []
-        for folder, folders, files in os.walk(top, onerror=_refuse):
-            if not recursive:
-                folders.clear()
-            for name in files:
-                file = Path(folder, name)
-                # It may just have been deleted.
-                with suppress(FileNotFoundError):
-                    found.append(_head(file, file.relative_to(self._root).as_posix()))
-        return found
-
-    def put(self, path: str, data: bytes | Path, create: bool) -> None:
-        """See `Store`."""
-        file = self._file(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Writers of the same object must not share it.
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            _write(partial, data)
-            if create:
-                os.link(partial, file)
-            else:
-                partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def delete(self, path: str) -> None:
-        """See `Store`."""
-        self._file(path).unlink()
+        with os.scandir(self._root) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
 
     def renew(self) -> None:
         """A folder has no credentials."""
@@ -126,18 +92,3 @@ def _head(file: Path, path: str) -> Head:
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder", path)
     return Head(path, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-def _write(file: Path, data: bytes | Path) -> None:
-    with file.open("xb") as out:
-        if isinstance(data, Path):
-            with data.open("rb") as source:
-                shutil.copyfileobj(source, out, PART_BYTES)
-        else:
-            out.write(data)
-        out.flush()
-        os.fsync(out.fileno())

@@ -7,21 +7,20 @@ killed cannot tell it: `shards.upload_sweep` finds what is left of those.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 import obstore
 from obstore.exceptions import NotSupportedError, PreconditionError
 
-from shards.attempts import Attempts, patiently
+from shards.attempts import counted
 from shards.backends import PART_BYTES
+from shards.connection import Connection
 from shards.errors import AccessDeniedError, ServiceError, ShardError, StorageUnavailableError
 from shards.failpoints import failpoint
 from shards.faults import STORAGE_ERRORS, Kind, classify
@@ -48,10 +47,7 @@ class Bucket:
     name: str
     """URL for messages: no secrets."""
     policy: RequestPolicy
-    once: Any
-    """A store of obstore whose requests are tried once: `patiently` does the rest."""
-    repeating: Any
-    """One that repeats them itself: pieces of an upload cannot be repeated from here."""
+    connection: Connection
     stats: Stats
 
 
@@ -72,9 +68,7 @@ def open_bucket(url: str, policy: RequestPolicy = DEFAULT_POLICY) -> Bucket:
     Raises:
         ShardError: the URL cannot be opened as storage.
     """
-    return Bucket(
-        shown(url), policy, connect(url, policy, False), connect(url, policy, True), Stats()
-    )
+    return Bucket(shown(url), policy, Connection(partial(connect, url, policy)), Stats())
 
 
 def put(bucket: Bucket, path: str, data: bytes) -> str:
@@ -101,7 +95,7 @@ def put_file(bucket: Bucket, path: str, file: Path) -> str:
 
 
 def _put_once(bucket: Bucket, path: str, data: bytes) -> str:
-    result = obstore.put(bucket.once, path, data, use_multipart=False)
+    result = obstore.put(bucket.connection.once, path, data, use_multipart=False)
     return result["e_tag"] or ""
 
 
@@ -110,16 +104,24 @@ def _put_parts(
 ) -> str:
     """Send an object in parts; what is sent is dropped by the storage if one of them fails."""
     part_bytes = max(PART_BYTES, -(-nbytes // MAX_PARTS))
-    with _naming(bucket, path):
-        result = obstore.put(
-            bucket.repeating,
-            path,
-            cut(part_bytes),
-            use_multipart=True,
-            chunk_size=part_bytes,
-            max_concurrency=PARTS_IN_FLIGHT,
-        )
-    return result["e_tag"] or ""
+
+    def send() -> str:
+        with _naming(bucket, path):
+            result = obstore.put(
+                bucket.connection.repeating,
+                path,
+                cut(part_bytes),
+                use_multipart=True,
+                chunk_size=part_bytes,
+                max_concurrency=PARTS_IN_FLIGHT,
+            )
+        return result["e_tag"] or ""
+
+    try:
+        return send()
+    except AccessDeniedError:
+        bucket.connection.renew()
+        return send()
 
 
 def _cut(data: bytes, part_bytes: int) -> Iterator[bytes]:
@@ -164,11 +166,11 @@ def replace(bucket: Bucket, path: str, data: bytes, version: Version) -> Version
 
 def _put_if(bucket: Bucket, path: str, data: bytes, mode: Any) -> Any:
     try:
-        return obstore.put(bucket.once, path, data, mode=mode, use_multipart=False)
+        return obstore.put(bucket.connection.once, path, data, mode=mode, use_multipart=False)
     except PreconditionError as exc:
         raise FileExistsError(path) from exc
     except NotSupportedError:  # as a server that knows no conditions
-        return obstore.put(bucket.once, path, data, use_multipart=False)
+        return obstore.put(bucket.connection.once, path, data, use_multipart=False)
 
 
 def read_versioned(bucket: Bucket, path: str) -> tuple[bytes, Version, datetime] | None:
@@ -179,7 +181,7 @@ def read_versioned(bucket: Bucket, path: str) -> tuple[bytes, Version, datetime]
     """
 
     def read() -> tuple[bytes, Version, datetime]:
-        found = obstore.get(bucket.once, path)
+        found = obstore.get(bucket.connection.once, path)
         return bytes(found.bytes()), _version(found.meta), found.meta["last_modified"]
 
     try:
@@ -195,7 +197,7 @@ def stamp(bucket: Bucket, path: str) -> Stamp | None:
         ShardError: the storage does not say.
     """
     try:
-        return _call(bucket, path, lambda: _stamp(obstore.head(bucket.once, path)))
+        return _call(bucket, path, lambda: _stamp(obstore.head(bucket.connection.once, path)))
     except FileNotFoundError:
         return None
 
@@ -208,7 +210,7 @@ def list_all(bucket: Bucket, folder: str = "") -> dict[str, Stamp]:
     """
 
     def read() -> dict[str, Stamp]:
-        pages = obstore.list(bucket.once, prefix=folder or None)
+        pages = obstore.list(bucket.connection.once, prefix=folder or None)
         return {entry["path"]: _stamp(entry) for page in pages for entry in page}
 
     return _call(bucket, folder, read)
@@ -220,7 +222,7 @@ def top_names(bucket: Bucket) -> set[str]:
     Raises:
         ShardError: the storage cannot be listed.
     """
-    found = _call(bucket, "", lambda: obstore.list_with_delimiter(bucket.once))
+    found = _call(bucket, "", lambda: obstore.list_with_delimiter(bucket.connection.once))
     # Consoles mark a folder by an empty object of its name: that is the root itself here.
     return {*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]} - {""}
 
@@ -235,26 +237,17 @@ def delete(bucket: Bucket, paths: Iterable[str]) -> None:
     if not wanted:
         return
     try:
-        _call(bucket, "", lambda: obstore.delete(bucket.once, wanted))
+        _call(bucket, "", lambda: obstore.delete(bucket.connection.once, wanted))
     except FileNotFoundError:  # some storages mind what others do not
         for path in wanted:
             with suppress(FileNotFoundError):
-                _call(bucket, path, partial(obstore.delete, bucket.once, path))
+                _call(bucket, path, partial(obstore.delete, bucket.connection.once, path))
 
 
 def _call(bucket: Bucket, path: str, operation: Callable[[], T]) -> T:
     """What one attempt returns, tried as often as the policy allows."""
     where = f"{bucket.name}/{path}" if path else bucket.name
-    jitter = Random(os.urandom(8))  # must differ between processes, so it is no part of any seed
-    attempts = Attempts(bucket.policy, where, bucket.stats, jitter)
-
-    def counted() -> T:
-        bucket.stats.count(requests=1)
-        found = operation()
-        bucket.stats.count(answers=1)
-        return found
-
-    return patiently(counted, attempts)
+    return counted(operation, bucket.policy, where, bucket.stats, bucket.connection.renew)
 
 
 @contextmanager

@@ -23,9 +23,7 @@ from shards.policy import DEFAULT_POLICY, RequestPolicy
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 
-def open_store(
-    url: str | Path, policy: RequestPolicy = DEFAULT_POLICY, *, create: bool = False
-) -> Store:
+def open_store(url: str | Path, policy: RequestPolicy = DEFAULT_POLICY) -> Store:
     """Open a folder, a ``file://`` URL or a bucket prefix (``s3:// gs:// az:// http(s)://``).
 
     Credentials and endpoints come from the environment, as obstore and the AWS tools take them;
@@ -34,7 +32,6 @@ def open_store(
     Args:
         url: what to open.
         policy: of its requests.
-        create: make the folder if it is a local one.
 
     Raises:
         NotADatasetError: no such folder.
@@ -43,9 +40,9 @@ def open_store(
     text = str(url)
     scheme = _SCHEME.match(text)
     if scheme is None:
-        return _open_folder(Path(text), policy, create)
+        return _open_folder(Path(text), policy)
     if scheme[1].lower() == "file":
-        return _open_folder(Path(unquote(text[len("file://") :])), policy, create)
+        return _open_folder(Path(unquote(text[len("file://") :])), policy)
     if scheme[1].lower() == "memory":
         raise ShardError(f"{text}: memory is no storage of a dataset; use a folder or a bucket")
 
@@ -140,9 +137,7 @@ def _is_cloud(url: str) -> bool:
     return host.endswith(ours)
 
 
-def _open_folder(folder: Path, policy: RequestPolicy, create: bool) -> FolderStore:
-    if create:
-        folder.mkdir(parents=True, exist_ok=True)
+def _open_folder(folder: Path, policy: RequestPolicy) -> FolderStore:
     if not folder.exists():
         raise NotADatasetError(
             f"{folder}: no such folder; give the folder that holds manifest.json"

@@ -16,7 +16,7 @@ from random import Random
 
 from obstore.exceptions import GenericError, PermissionDeniedError
 
-from shards.backends import Head, Part, Store
+from shards.backends import Part, Store
 from shards.policy import RequestPolicy
 from shards.stats import Stats
 
@@ -37,7 +37,7 @@ class Trouble(Enum):
 
 
 PASSING = (Trouble.SLOW_DOWN, Trouble.SERVER_ERROR, Trouble.RESET, Trouble.STALL)
-"""Troubles of the service that another attempt overcomes; so does ``SHORT_BODY``, of a read."""
+"""Troubles of the service that another attempt overcomes; so does ``SHORT_BODY``."""
 _ANSWER = "Generic S3 error: Error performing GET http://127.0.0.1/b/x in 1.2ms - "
 _STATUS = _ANSWER + "Server returned non-2xx status code: "
 _DUMP = "\n\nDebug source:\nGeneric {\n    inner: "
@@ -145,11 +145,6 @@ class FaultyStore:
         finally:
             self.in_flight -= 1
 
-    def head(self, path: str) -> Head:
-        """See `Store`."""
-        _raise(self._next(path), path)
-        return self._store.head(path)
-
     def open(self, path: str) -> Part:
         """See `Store`."""
         trouble = self._next(path)
@@ -164,23 +159,10 @@ class FaultyStore:
         part = self._store.read(path, start, stop)
         return Part(self._spoilt(part.data, trouble), part.whole)
 
-    def list_objects(self, prefix: str, recursive: bool) -> Sequence[Head]:
+    def names(self) -> Sequence[str]:
         """See `Store`."""
-        _raise(self._next(prefix), prefix)
-        return self._store.list_objects(prefix, recursive)
-
-    def put(self, path: str, data: bytes | Path, create: bool) -> None:
-        """See `Store`; after a ``SHORT_BODY`` it is written, but the answer is lost."""
-        trouble = self._next(path)
-        if trouble is Trouble.SHORT_BODY:
-            self._store.put(path, data, create)
-        _raise(trouble, path)
-        self._store.put(path, data, create)
-
-    def delete(self, path: str) -> None:
-        """See `Store`."""
-        _raise(self._next(path), path)
-        self._store.delete(path)
+        _raise(self._next(""), "")
+        return self._store.names()
 
     def renew(self) -> None:
         """See `Store`."""

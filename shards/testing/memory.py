@@ -24,10 +24,6 @@ class MemoryStore:
         self._objects: dict[str, tuple[bytes, str]] = {}
         self._writes = 0
 
-    def head(self, path: str) -> Head:
-        """See `Store`."""
-        return self._found(path)[1]
-
     def open(self, path: str) -> Part:
         """See `Store`."""
         data, whole = self._found(path)
@@ -44,27 +40,16 @@ class MemoryStore:
         """See `Store`."""
         return self.read(path, offset, offset + nbytes).data
 
-    def list_objects(self, prefix: str, recursive: bool) -> list[Head]:
+    def names(self) -> list[str]:
         """See `Store`."""
-        below = f"{prefix}/" if prefix else ""
         with self._lock:
-            paths = [path for path in self._objects if path.startswith(below)]
-        shown = [path for path in paths if recursive or "/" not in path[len(below) :]]
-        return [self.head(path) for path in shown]
+            return [path for path in self._objects if "/" not in path]
 
-    def put(self, path: str, data: bytes | Path, create: bool) -> None:
-        """See `Store`."""
-        content = data.read_bytes() if isinstance(data, Path) else bytes(data)
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, over one that is there."""
         with self._lock:
-            if create and path in self._objects:
-                raise FileExistsError(path)
             self._writes += 1
-            self._objects[path] = (content, f'"{self._writes}"')
-
-    def delete(self, path: str) -> None:
-        """See `Store`."""
-        with self._lock:
-            self._objects.pop(path, None)
+            self._objects[path] = (bytes(data), f'"{self._writes}"')
 
     def renew(self) -> None:
         """See `Store`."""

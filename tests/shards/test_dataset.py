@@ -10,7 +10,7 @@ import pytest
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError, FormatVersionError, NotADatasetError, ShardError
 from shards.profiles import PROFILES
-from shards.store import RangeFile, get, get_range, open_store, stream
+from shards.store import get, get_range, open_store, stream
 from shards.testing import toy_affine, toy_volume, write_dataset, write_toy_dataset
 
 SHAPE = (34, 40, 66)
@@ -180,20 +180,6 @@ def test_store_reads_what_is_there(tmp_path):
     assert b"".join(stream(store, "object")) == data
     with pytest.raises(ShardError, match="object: "):
         get_range(store, "object", len(data) - 10, 20)
-    for missing in (get, lambda *a: get_range(*a, 0, 1), lambda *a: list(stream(*a)), RangeFile):
+    for missing in (get, lambda *a: get_range(*a, 0, 1), lambda *a: list(stream(*a))):
         with pytest.raises(FileNotFoundError):
             missing(store, "absent")
-
-
-def test_range_file_is_a_file(tmp_path):
-    data = bytes(range(256))
-    (tmp_path / "object").write_bytes(data)
-    file = RangeFile(open_store(tmp_path), "object")
-    assert file.seek(-6, 2) == 250
-    assert file.read(4) == data[250:254]
-    assert file.tell() == 254
-    assert file.read(10) == data[254:]
-    assert file.read(10) == b""
-    assert file.seek(3) == 3
-    assert file.seek(2, 1) == 5
-    assert file.read() == data[5:]

@@ -221,7 +221,7 @@ def test_answers_may_ask_again():
 
 def test_hours_of_trouble_pass_on_virtual_time():
     memory = MemoryStore()
-    memory.put("file", DATA, False)
+    memory.put("file", DATA)
     store = FaultyStore(memory, Schedule(rate=0.3, troubles=PASSING, seed=2))
     loops: list[VirtualTimeLoop] = []
 
@@ -280,7 +280,7 @@ def test_the_quickest_way_to_a_store(folder):
     assert bytes(wrapped.submit("file", 7, 9).result(WAIT_S)) == DATA[7:16]
     wrapped.close()
     memory = MemoryStore()
-    memory.put("file", DATA, False)
+    memory.put("file", DATA)
     other = open_fetcher(memory)
     assert bytes(other.submit("file", 7, 9).result(WAIT_S)) == DATA[7:16]
     other.close()
@@ -400,11 +400,9 @@ def test_a_program_that_is_interrupted_ends(folder):
 ENDS_AT_ONCE = """
 import sys
 from shards.reading import open_fetcher
-from shards.store import open_store, put
+from shards.store import open_store
 
-store = open_store("s3://bucket/x")
-put(store, "file", bytes(100_000))
-fetcher = open_fetcher(store)
+fetcher = open_fetcher(open_store("s3://bucket/x"))
 answers = [fetcher.submit("file", n, 1000) for n in range(40)]
 if sys.argv[1] == "done":
     for answer in answers:
@@ -418,6 +416,8 @@ answers[0].result()
 def test_a_program_that_ends_right_after_reading_a_bucket_does_not_crash(tmp_path, when):
     """Threads of obstore that come back into an interpreter that is gone end it with SIGABRT."""
     with serving(tmp_path / "server", "bucket") as server:
+        (server.folder / "bucket/x").mkdir()
+        (server.folder / "bucket/x/file").write_bytes(bytes(100_000))
         command = [sys.executable, "-c", ENDS_AT_ONCE, when]
         environment = {**os.environ, **server.environment}
         for _ in range(5):

@@ -27,7 +27,7 @@ RANGE = 1000
 def store_of(schedule: Schedule, seconds=0.05, **options) -> FaultyStore:
     memory = MemoryStore()
     for path, data in OBJECTS.items():
-        memory.put(path, data, False)
+        memory.put(path, data)
     answer_s = seconds if callable(seconds) else lambda nbytes: seconds
     return FaultyStore(memory, schedule, answer_s=answer_s, **options)
 
@@ -253,7 +253,7 @@ def test_fewer_at_once_while_the_storage_is_overwhelmed():
 
     memory = MemoryStore()
     for path, data in OBJECTS.items():
-        memory.put(path, data, False)
+        memory.put(path, data)
     store = Small(memory, Schedule(at={}), answer_s=lambda nbytes: 0.05)
     reader = reader_of(store, RequestPolicy(in_flight=32))
     asks = some_asks(3000)

@@ -17,7 +17,7 @@ from shards.errors import (
 from shards.faults import Kind, classify
 from shards.policy import RequestPolicy
 from shards.stats import Stats
-from shards.store import delete, get, get_range, head, names, put, put_if_absent, stream
+from shards.store import get, get_range, names, stream
 from shards.testing.faults import PASSING, FaultyStore, Schedule, Trouble
 from shards.testing.memory import MemoryStore
 
@@ -100,19 +100,19 @@ def test_what_an_error_means(error, kind, brief):
 def test_refused_credentials_say_what_to_do(code, todo):
     store = memory()
     faulty = FaultyStore(store, Schedule())
-    faulty.head = lambda path: (_ for _ in ()).throw(
+    faulty.open = lambda path: (_ for _ in ()).throw(
         PermissionDeniedError(answer("403 Forbidden", code))
     )
 
     with pytest.raises(AccessDeniedError, match=todo) as excinfo:
-        head(faulty, "a")
+        get(faulty, "a")
     assert code in str(excinfo.value)
     assert "5ec4e7" not in str(excinfo.value)
 
 
 def memory() -> MemoryStore:
     store = MemoryStore(policy=QUICK)
-    store.put("a", bytes(range(256)), False)
+    store.put("a", bytes(range(256)))
     return store
 
 
@@ -124,9 +124,6 @@ def test_passing_troubles_are_overcome():
         assert get(store, "a") == bytes(range(256))
         assert bytes(get_range(store, "a", 10, 5)) == bytes(range(10, 15))
         assert b"".join(stream(store, "a")) == bytes(range(256))
-        put(store, "b", b"new")
-        assert names(store) == ["a", "b"]
-        delete(store, ["b"])
         assert names(store) == ["a"]
         counted = store.stats.counters()
         assert counted["requests"] == store.requests == counted["answers"] + len(store.injected)
@@ -176,20 +173,13 @@ def test_a_shorter_object_is_a_fault_of_the_data_after_a_second_look():
     assert bytes(get_range(once, "a", 10, 10)) == bytes(range(10, 20))
 
 
-def test_a_lost_answer_to_a_conditional_put_is_not_a_lost_race():
-    # Request 0 looks, 1 writes and its answer is lost, 2 finds an object: its own.
-    store = FaultyStore(memory(), Schedule(at={1: Trouble.SHORT_BODY}))
-    assert put_if_absent(store, "lock", b"token of mine")
-    assert not put_if_absent(store, "lock", b"token of another")
-
-
 def test_an_object_that_is_replaced_while_it_is_read(monkeypatch):
     monkeypatch.setattr("shards.store.PART_BYTES", 64)
     monkeypatch.setattr("shards.testing.memory.PART_BYTES", 64)
     store = memory()
     pieces = stream(store, "a")
     assert next(pieces) == bytes(range(64))
-    store.put("a", bytes(256), False)
+    store.put("a", bytes(256))
     with pytest.raises(CorruptShardError, match="was replaced while it was read"):
         list(pieces)
 
@@ -237,10 +227,10 @@ def test_a_policy_that_cannot_work_is_refused(wrong):
 
 def test_only_errors_of_the_storage_are_caught():
     store = memory()
-    store.head = lambda path: 1 / 0
+    store.open = lambda path: 1 / 0
 
     with pytest.raises(ZeroDivisionError):
-        head(store, "a")
+        get(store, "a")
 
 
 def test_service_errors_are_shard_errors_but_no_faults_of_data():

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from shards import upload
 from shards.bucket import ObjectStore
 from shards.credentials import aws_settings
 from shards.errors import AccessDeniedError, NotADatasetError, ShardError
 from shards.folder import FolderStore
 from shards.policy import RequestPolicy
-from shards.store import delete, get, head, names, open_store, put
+from shards.store import get, names, open_store
+from shards.upload import open_bucket
 from shards.urls import client_options, shown
 from tests.s3 import ACCESS_KEY, SECRET_KEY, Server, serving
 
@@ -46,10 +48,10 @@ def keys(monkeypatch) -> None:
 
 
 def roundtrip(url: str = "s3://bucket/x") -> None:
-    store = open_store(url, QUICK)
-    put(store, "object", b"content")
-    assert get(store, "object") == b"content"
-    delete(store, ["object"])
+    bucket = open_bucket(url, QUICK)
+    upload.put(bucket, "object", b"content")
+    assert get(open_store(url, QUICK), "object") == b"content"
+    upload.delete(bucket, ["object"])
 
 
 def test_folders_and_their_urls(tmp_path, monkeypatch):
@@ -62,20 +64,19 @@ def test_folders_and_their_urls(tmp_path, monkeypatch):
         assert get(store, "object") == b"x"
 
 
-def test_a_folder_is_made_only_when_asked(tmp_path):
+def test_a_folder_has_to_be_there(tmp_path):
     with pytest.raises(NotADatasetError, match="no such folder"):
         open_store(tmp_path / "new")
-    put(open_store(tmp_path / "new", create=True), "a/b", b"x")
-    assert (tmp_path / "new/a/b").read_bytes() == b"x"
-    assert [path.name for path in (tmp_path / "new/a").iterdir()] == ["b"]
+    (tmp_path / "file").touch()
     with pytest.raises(NotADatasetError, match="a file"):
-        open_store(tmp_path / "new/a/b")
+        open_store(tmp_path / "file")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "a/../../outside", "", "."])
 def test_paths_stay_in_the_folder(tmp_path, path):
     (tmp_path / "outside").write_bytes(b"secret")
-    store = open_store(tmp_path / "in", create=True)
+    (tmp_path / "in").mkdir()
+    store = open_store(tmp_path / "in")
     with pytest.raises((ShardError, FileNotFoundError)):
         get(store, path)
 
@@ -171,19 +172,31 @@ def test_the_default_profile_is_found(server, monkeypatch, tmp_path):
     roundtrip()
 
 
-def test_renewed_credentials_of_a_profile_are_read_again(server, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda bucket, store: get(store, "there"),
+        lambda bucket, store: upload.put(bucket, "object", b"content"),
+        lambda bucket, store: upload.put(bucket, "in parts", bytes(3000)),
+        lambda bucket, store: upload.create(bucket, "created", b"x"),
+    ],
+)
+def test_renewed_credentials_of_a_profile_are_read_again(server, monkeypatch, tmp_path, call):
     write_profiles(tmp_path / "home", server.endpoint)
     monkeypatch.setenv("AWS_PROFILE", "good")
-    monkeypatch.setattr("shards.bucket.RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr("shards.connection.RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr("shards.upload.PART_BYTES", 1000)
+    url = "s3://bucket/x"
+    upload.put(open_bucket(url, QUICK), "there", b"1")
     file = tmp_path / "home/.aws/credentials"
     good = file.read_text()
     file.write_text(good.replace(SECRET_KEY, "expired"))
-    store = open_store("s3://bucket/x", QUICK)
+    bucket, store = open_bucket(url, QUICK), open_store(url, QUICK)
     with pytest.raises(AccessDeniedError, match="secret key"):
-        put(store, "object", b"1")
+        call(bucket, store)
     file.write_text(good)
-    put(store, "object", b"2")
-    assert get(store, "object") == b"2"
+    call(bucket, store)
+    assert get(store, "there") == b"1"
 
 
 def test_an_unknown_profile(monkeypatch):
@@ -211,9 +224,16 @@ def test_wrong_keys_are_refused_in_a_line_without_secrets(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    for call in (lambda s: get(s, "x"), names, lambda s: put(s, "x", b""), lambda s: head(s, "x")):
+    url = "s3://bucket/x"
+    calls = (
+        lambda: get(open_store(url, QUICK), "x"),
+        lambda: names(open_store(url, QUICK)),
+        lambda: upload.put(open_bucket(url, QUICK), "x", b""),
+        lambda: upload.stamp(open_bucket(url, QUICK), "x"),
+    )
+    for call in calls:
         with pytest.raises(AccessDeniedError) as excinfo:
-            call(open_store("s3://bucket/x", QUICK))
+            call()
         said = str(excinfo.value)
         assert "s3://bucket/x" in said
         assert "not-the-secret" not in said
@@ -239,7 +259,7 @@ def test_a_bucket_that_is_not_there(server, keys, monkeypatch):
 def test_each_request_is_sent_once(server, keys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     store = open_store("s3://bucket/x", QUICK)
-    put(store, "object", b"content")
+    upload.put(open_bucket("s3://bucket/x", QUICK), "object", b"content")
     server.requests()
     get(store, "object")
     with pytest.raises(FileNotFoundError):

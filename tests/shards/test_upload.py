@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shards.upload import Bucket, open_bucket
 from shards.upload_sweep import sweep_uploads
 from tests.s3_conditional import ConditionalServer, serving_conditional
 
+WRITERS = 8
 HASTY = RequestPolicy(patience_s=0.5, first_patience_s=0.5, attempts=3, first_backoff_s=0.01)
 
 
@@ -81,6 +83,16 @@ def test_puts_under_a_condition(bucket: Bucket) -> None:
     assert upload.replace(bucket, "a", b"5", second) is None
     assert upload.read_versioned(bucket, "a") is upload.stamp(bucket, "a") is None
     upload.delete(bucket, [])
+
+
+def test_one_of_many_writers_wins(bucket: Bucket) -> None:
+    tokens = [f"writer {n}".encode() for n in range(WRITERS)]
+    with ThreadPoolExecutor(WRITERS) as pool:
+        won = list(pool.map(lambda token: upload.create(bucket, "race", token) is not None, tokens))
+    assert sum(won) == 1
+    read = upload.read_versioned(bucket, "race")
+    assert read is not None
+    assert read[0] == tokens[won.index(True)]
 
 
 def test_names_at_the_top_are_objects_and_folders(bucket: Bucket) -> None:

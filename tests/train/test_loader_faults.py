@@ -48,7 +48,7 @@ def opened(folder, monkeypatch):
     def open_faulty(schedule, mode="range", **changes):
         store = MemoryStore(policy=HASTY)
         for path in folder.iterdir():
-            store.put(path.name, path.read_bytes(), False)
+            store.put(path.name, path.read_bytes())
         faulty = FaultyStore(store, Schedule())
         monkeypatch.setattr(shards.dataset, "open_store", lambda url: faulty)
         config = LoaderConfig(
