@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,14 +12,14 @@ import pyarrow as pa
 from jaxtyping import Bool, Float64, Int16
 from numpy import ndarray
 
-from shards.chunk_file import WHOLE_BYTES, ChunkFile, ranges, slices
+from shards.chunk_groups import ChunkGroups
 from shards.chunk_tables import CACHE_BYTES, ChunkTables
 from shards.codec import decode_volume
 from shards.digest import sha256
 from shards.errors import CorruptShardError
-from shards.index_file import IndexFile, Strings, one_piece
+from shards.index_file import IndexFile, Strings
 from shards.labels import LabelVolume, parse_label
-from shards.opening import Generation, file_entry, get_if_there, read_generation
+from shards.opening import check_same, checked_index, file_entry, get_if_there, read_generation
 from shards.plan import PlanSamples
 from shards.planning import Selection, plan_samples
 from shards.profiles import get_profile
@@ -95,7 +94,7 @@ class Dataset:
         """
         store = open_store(url)
         found = read_generation(store, url)
-        index = _checked_index(found, f"{url}: {INDEX}")
+        index = checked_index(found, f"{url}: {INDEX}")
         return cls(str(url), store, found.manifest, index, found.tables)
 
     def __len__(self) -> int:
@@ -205,9 +204,8 @@ class Dataset:
         Raises:
             CorruptShardError: ``chunks.parquet`` is not as described, or of another generation.
         """
-        file = self._open_chunks(stats or Stats())
         return ChunkTables(
-            read=lambda shard: self._chunk_group(file, shard),
+            read=self._open_chunks(stats or Stats()).table,
             index=self.index_file,
             chunk_side=self.chunk_side,
             cache_bytes=cache_bytes,
@@ -220,43 +218,25 @@ class Dataset:
             CorruptShardError: it is not as described, or of another generation than the index.
         """
         wanted = range(len(self.manifest.shards)) if shards is None else shards
-        groups = [self._chunk_group(self._chunk_file, shard) for shard in wanted]
+        groups = [self._chunk_groups.table(shard) for shard in wanted]
         return pa.concat_tables(groups) if groups else CHUNKS_SCHEMA.empty_table()
 
-    def _chunk_group(self, file: ChunkFile, shard: int) -> pa.Table:
-        with self._sound_chunks():
-            table = file.table(shard)
-        # A row of a key never changes, so equal keys are enough to know the generation's own table.
-        first, stop = self.index_file.shard_starts[shard : shard + 2].tolist()
-        if not one_piece(table["key"]).equals(self.index_file.keys[first:stop]):
-            self._check_unchanged()
-            raise CorruptShardError(f"{CHUNKS}: its keys are not those of {INDEX}")
-        return table
-
     @cached_property
-    def _chunk_file(self) -> ChunkFile:
+    def _chunk_groups(self) -> ChunkGroups:
         return self._open_chunks(Stats())
 
-    def _open_chunks(self, stats: Stats) -> ChunkFile:
-        size = file_entry(self.manifest, CHUNKS).bytes
-        if size <= WHOLE_BYTES:
-            read = slices(self.file(CHUNKS))
-            stats.count(table_requests=1, table_bytes=size)
-        else:
-            # Elsewhere only until a change that was going on at opening is completed.
-            paths = dict.fromkeys([self.tables + CHUNKS, CHUNKS])
-            read = ranges(self.store, list(paths), stats)
-        with self._sound_chunks():
-            return ChunkFile(read, size, len(self.manifest.shards))
-
-    @contextmanager
-    def _sound_chunks(self) -> Iterator[None]:
-        """What goes wrong inside is the chunk table's fault, or another generation's."""
-        try:
-            yield
-        except (pa.ArrowException, OSError, ValueError, CorruptShardError) as exc:
-            self._check_unchanged()
-            raise CorruptShardError(f"{CHUNKS}: not a readable chunk table ({exc})") from exc
+    def _open_chunks(self, stats: Stats) -> ChunkGroups:
+        # Elsewhere only until a change that was going on at opening is completed.
+        paths = dict.fromkeys([self.tables + CHUNKS, CHUNKS])
+        return ChunkGroups(
+            self.store,
+            list(paths),
+            size=file_entry(self.manifest, CHUNKS).bytes,
+            whole=lambda: self.file(CHUNKS),
+            index=self.index_file,
+            check_unchanged=self._check_unchanged,
+            stats=stats,
+        )
 
     @cached_property
     def _own_chunks(self) -> ChunkTables:
@@ -297,12 +277,7 @@ class Dataset:
 
     def _check_unchanged(self) -> None:
         """Raise CorruptShardError if the dataset is in another generation by now."""
-        now = read_generation(self.store, self.url).manifest
-        if now != self.manifest:
-            raise CorruptShardError(
-                f"{self.url}: was opened as generation {self.manifest.generation} and is "
-                f"generation {now.generation} now; open it again"
-            )
+        check_same(self.manifest, self.store, self.url)
 
     def _read_idx(self, shard: str) -> dict[str, dict[str, Member]]:
         name = idx_name(shard)
@@ -320,16 +295,3 @@ class _AirMasks:
 
     def __getitem__(self, sample: int) -> Bool[ndarray, " _chunks"]:
         return self._dataset._own_chunks.air_mask[sample]
-
-
-def _checked_index(found: Generation, where: str) -> bytes:
-    """The index's bytes: planning from another dataset's index would read garbage."""
-    data = found.index
-    if data is None:
-        raise CorruptShardError(f"{where}: missing; copy the dataset again")
-    if sha256(data) != file_entry(found.manifest, INDEX).sha256:
-        raise CorruptShardError(
-            f"{where}: SHA-256 is not that in {MANIFEST}; copy the dataset again, "
-            "or run `ingest verify` to see what else differs"
-        )
-    return data

@@ -93,3 +93,35 @@ def file_entry(manifest: Manifest, name: str) -> FileEntry:
         if entry.name == name:
             return entry
     raise CorruptShardError(f"{MANIFEST}: names no {name}")
+
+
+def checked_index(found: Generation, where: str) -> bytes:
+    """The index's bytes: planning from another dataset's index would read garbage.
+
+    Raises:
+        CorruptShardError: it is missing, or not the one that the manifest names.
+    """
+    data = found.index
+    if data is None:
+        raise CorruptShardError(f"{where}: missing; copy the dataset again")
+    if sha256(data) != file_entry(found.manifest, INDEX).sha256:
+        raise CorruptShardError(
+            f"{where}: SHA-256 is not that in {MANIFEST}; copy the dataset again, "
+            "or run `ingest verify` to see what else differs"
+        )
+    return data
+
+
+def check_same(manifest: Manifest, store: Store, url: str) -> None:
+    """Refuse to go on with a dataset that has changed since it was opened.
+
+    Raises:
+        CorruptShardError: its manifest is another one now.
+        ShardError: as `read_generation`.
+    """
+    now = read_generation(store, url).manifest
+    if now != manifest:
+        raise CorruptShardError(
+            f"{url}: was opened as generation {manifest.generation} and is "
+            f"generation {now.generation} now; open it again"
+        )

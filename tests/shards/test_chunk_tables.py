@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards import chunk_file, dataset
+from shards import chunk_file, chunk_groups
 from shards.chunk_file import TAIL_BYTES, ChunkFile, slices
 from shards.chunk_tables import ChunkTables, Ragged
 from shards.dataset import Dataset
@@ -38,7 +38,7 @@ def folder(built, tmp_path):
 @pytest.fixture
 def lazy(monkeypatch):
     """Even a small table is read a shard at a time."""
-    monkeypatch.setattr(dataset, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(chunk_groups, "WHOLE_BYTES", 0)
 
 
 def test_ragged():
@@ -190,7 +190,7 @@ def test_small_tables_cost_one_request_and_others_one_a_shard(built, lazy, monke
     footer = metadata.serialized_size + 8
     assert stats.counters() == {"table_requests": 2, "table_bytes": footer}
 
-    monkeypatch.setattr(dataset, "WHOLE_BYTES", size)
+    monkeypatch.setattr(chunk_groups, "WHOLE_BYTES", size)
     stats.reset()
     whole = Dataset.open(built).chunk_tables(stats)
     check_rows(whole, built)

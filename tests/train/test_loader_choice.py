@@ -120,11 +120,11 @@ def test_a_weight_given_twice():
 
 def test_a_chunk_table_read_a_shard_at_a_time_changes_nothing(folder, monkeypatch):
     """As for a dataset whose chunk table is too large to be held."""
-    import shards.dataset
+    import shards.chunk_groups
     import train.loader.inputs
 
     whole = keys_of(folder, 60)
-    for module in (shards.dataset, train.loader.inputs):
+    for module in (shards.chunk_groups, train.loader.inputs):
         monkeypatch.setattr(module, "WHOLE_BYTES", 0)
     with make(folder) as loader:
         assert loader.inputs.scheduler.tables is not None
