@@ -33,10 +33,17 @@ _BACKLOG = 1024
 
 
 class Emulator:
-    """A running server."""
+    """A running server.
 
-    def __init__(self, folder: Path, port: int, board: Board) -> None:
+    Attributes:
+        folder: where the buckets are.
+        pids: of its processes.
+        endpoint: its URL.
+    """
+
+    def __init__(self, folder: Path, port: int, board: Board, pids: list[int]) -> None:
         self.folder = folder
+        self.pids = pids
         self.endpoint = f"http://127.0.0.1:{port}"
         self._board = board
 
@@ -107,7 +114,7 @@ def emulator(
             _stop(workers)
             raise
     try:
-        yield Emulator(root, port, board)
+        yield Emulator(root, port, board, [worker.pid or 0 for worker in workers])
     finally:
         _stop(workers)
 

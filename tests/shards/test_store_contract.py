@@ -1,4 +1,4 @@
-"""What every store gives: memory, a folder, and a real S3 server on loopback."""
+"""What every store does: memory, a folder, a real S3 server on loopback, and an emulated one."""
 
 import asyncio
 import os
@@ -16,6 +16,7 @@ from shards.errors import CorruptShardError
 from shards.policy import RequestPolicy
 from shards.reading import open_fetcher, open_reader
 from shards.store import Store, get, get_range, names, open_store, stream
+from shards.testing.emulator import emulator
 from shards.testing.memory import MemoryStore
 from shards.upload import open_bucket
 from tests.s3 import serving
@@ -53,10 +54,24 @@ def _s3(folder: Path) -> Iterator[tuple[Store, Write]]:
         yield open_store(url, QUICK), partial(upload.put, open_bucket(url, QUICK))
 
 
+@contextmanager
+def _emulator(folder: Path) -> Iterator[tuple[Store, Write]]:
+    (folder / "server/bucket").mkdir(parents=True)
+    with (
+        emulator(folder / "server", latency_s=0.001) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        url = "s3://bucket/data/set"
+        yield open_store(url, QUICK), partial(upload.put, open_bucket(url, QUICK))
+
+
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[tuple[Store, Write]]]] = {
     "memory": _memory,
     "folder": _folder,
     "s3": _s3,
+    "emulator": _emulator,
 }
 """A store more is a line here."""
 
