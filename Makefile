@@ -14,7 +14,7 @@ FUZZ_CASES ?= 12000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan golden golden-table fuzz soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make bench-scale      loading a simulated million series for planning: seconds and memory"
 	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
+	@echo "make bench-stream     streaming: wire efficiency, webdataset, DALI, litdata, first batch (real CT)"
 	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
 	@echo "make memory           peak memory of a worker on a series of 1,000 slices (under 2 GB)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
@@ -73,6 +74,18 @@ bench-scale: $(READY)
 
 bench-ingest: $(READY)
 	$(BIN)/python -m benchmarks.ingest --out benchmarks/results/ingest.json
+
+# Other loaders live in an environment of their own; they want other versions than ours.
+PEERS := runs/peers
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -r benchmarks/peers/requirements.txt
+	@touch $@
+
+bench-stream: $(READY) $(PEERS)/.ready
+	$(BIN)/python -m benchmarks.stream --peers $(PEERS)/bin/python --ct-data $(CT_DATA) \
+	  --out benchmarks/results/stream.json
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1
