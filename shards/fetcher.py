@@ -54,29 +54,32 @@ class RangeFetcher(Protocol):
         """Cancel what is not answered, and free threads and connections. Again: nothing."""
 
 
-class Fetcher:
-    """A thread with an event loop that runs a reader; see `RangeFetcher`.
+@runtime_checkable
+class Worker(Protocol):
+    """What the threads of a fetcher hold: never the fetcher itself, which they would keep alive."""
 
-    The thread starts with the first `submit`, and ends with `close`, when the fetcher is dropped,
-    or at the end of the program.
+    def put(self, ask: Ask) -> None:
+        """Read it in its turn.
 
-    Args:
-        reader: gives the ranges; it is closed with the fetcher.
-        in_flight: ranges under way at once.
-        new_loop: makes the event loop.
+        Raises:
+            ShardError: stopped, or in another process than it was made in.
+        """
+
+    def stop(self) -> None:
+        """Cancel what is not answered, and end the threads. Again, or in a fork: nothing."""
+
+
+class WorkerFetcher:
+    """Hands what is asked for to a worker; see `RangeFetcher`.
+
+    The worker ends with `close`, when the fetcher is dropped, or at the end of the program.
     """
 
-    def __init__(
-        self,
-        reader: RangeReader,
-        in_flight: int = IN_FLIGHT,
-        *,
-        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
-    ) -> None:
-        self._worker = _LoopWorker(reader, in_flight, new_loop)
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
         self._order = itertools.count()
         # Also at the end of the program, and never with a reference to the fetcher.
-        self._close = weakref.finalize(self, self._worker.stop)
+        self._close = weakref.finalize(self, worker.stop)
 
     def submit(
         self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
@@ -91,8 +94,29 @@ class Fetcher:
         self._close()
 
 
+class Fetcher(WorkerFetcher):
+    """A thread with an event loop that runs a reader; see `RangeFetcher`.
+
+    The thread starts with the first `submit`.
+
+    Args:
+        reader: gives the ranges; it is closed with the fetcher.
+        in_flight: ranges under way at once.
+        new_loop: makes the event loop.
+    """
+
+    def __init__(
+        self,
+        reader: RangeReader,
+        in_flight: int = IN_FLIGHT,
+        *,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        super().__init__(_LoopWorker(reader, in_flight, new_loop))
+
+
 class _LoopWorker:
-    """What the thread of a `Fetcher` holds: never the fetcher itself."""
+    """The `Worker` of a `Fetcher`."""
 
     def __init__(
         self,

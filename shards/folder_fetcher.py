@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import os
 import threading
-import weakref
-from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 
 from shards.attempts import Attempts, patiently
 from shards.errors import ShardError
-from shards.fetcher import Ask, check_process
+from shards.fetcher import Ask, WorkerFetcher, check_process
 from shards.folder import read_file
 from shards.policy import DEFAULT_POLICY, RequestPolicy
 from shards.stats import Stats
@@ -22,7 +19,7 @@ THREADS = 8
 """Four saturate the page cache; a file server and its latency need more."""
 
 
-class FolderFetcher:
+class FolderFetcher(WorkerFetcher):
     """Threads that read files; see `shards.fetcher.RangeFetcher`.
 
     A read of a file cannot be cancelled, so there are no deadlines and no rivals here.
@@ -42,25 +39,11 @@ class FolderFetcher:
         stats: Stats | None = None,
     ) -> None:
         self.stats = stats or Stats()
-        self._worker = _Threads(folder, threads, policy, self.stats)
-        self._order = itertools.count()
-        self._close = weakref.finalize(self, self._worker.stop)
-
-    def submit(
-        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
-    ) -> Future[memoryview]:
-        """See `shards.fetcher.RangeFetcher`."""
-        answer: Future[memoryview] = Future()
-        self._worker.put((priority, next(self._order), answer, fresh, path, offset, nbytes))
-        return answer
-
-    def close(self) -> None:
-        """See `shards.fetcher.RangeFetcher`."""
-        self._close()
+        super().__init__(_Threads(folder, threads, policy, self.stats))
 
 
 class _Threads:
-    """What the threads hold: never the fetcher itself."""
+    """The `Worker` of a `FolderFetcher`."""
 
     def __init__(self, folder: Path, threads: int, policy: RequestPolicy, stats: Stats) -> None:
         self._folder = folder

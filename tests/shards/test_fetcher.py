@@ -386,7 +386,8 @@ def test_a_program_that_never_closes_ends_all_the_same(folder, end, code):
 
 
 def test_a_program_that_is_interrupted_ends(folder):
-    code = LEFT_OPEN.format(end="import time; time.sleep(60)")
+    # Python notices a signal that comes just before a long sleep only after it.
+    code = LEFT_OPEN.format(end="import time\nfor _ in range(600):\n    time.sleep(0.1)")
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
