@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+ROOT = Path(__file__).parents[1]
 START_S = 60
 ACCESS_KEY = "someone"
 SECRET_KEY = "a secret of one's own"
@@ -52,22 +54,35 @@ class Server:
 @contextmanager
 def serving(folder: Path, *buckets: str) -> Iterator[Server]:
     """Serve ``folder``, with these buckets made in it, on a free port."""
+    log = folder.with_name(f"{folder.name}-access.log")
+    command = ["nanio", "serve", "--host", "127.0.0.1", "--data-dir", str(folder), "--port"]
+    with log.open("w") as out, running(folder, buckets, *command, out=out) as port:
+        yield Server(folder, log, port)
+
+
+@contextmanager
+def running(
+    folder: Path, buckets: Iterable[str], module: str, *arguments: str, out: IO[str] | None = None
+) -> Iterator[int]:
+    """Run a module of Python that serves ``folder``; the free port, its last argument."""
     for bucket in buckets:
         (folder / bucket).mkdir(parents=True, exist_ok=True)
-    log = folder.with_name(f"{folder.name}-access.log")
     port = _free_port()
-    command = [sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--data-dir"]
-    keys = {"NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, str(folder), "--port", str(port)],
-            env={**os.environ, **keys},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+    settings = {
+        "NANIO_ACCESS_KEY": ACCESS_KEY,
+        "NANIO_SECRET_KEY": SECRET_KEY,
+        "NANIO_DATA_DIR": str(folder),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments, str(port)],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=out,
+        stderr=out and subprocess.STDOUT,
+    )
     try:
         _wait(port, process)
-        yield Server(folder, log, port)
+        yield port
     finally:
         process.terminate()
         process.wait(START_S)

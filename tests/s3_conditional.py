@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.s3 import ACCESS_KEY, SECRET_KEY, START_S, Server, _free_port, _wait
-
-ROOT = Path(__file__).parents[1]
+from tests.s3 import Server, running
 
 
 class ConditionalServer(Server):
@@ -42,29 +39,12 @@ class ConditionalServer(Server):
 @contextmanager
 def serving_conditional(folder: Path, *buckets: str) -> Iterator[ConditionalServer]:
     """Serve ``folder``, with these buckets made in it, on a free port."""
-    for bucket in buckets:
-        (folder / bucket).mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}-access.log")
-    port = _free_port()
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.s3_conditional", str(port)],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "NANIO_ACCESS_KEY": ACCESS_KEY,
-                "NANIO_SECRET_KEY": SECRET_KEY,
-                "NANIO_DATA_DIR": str(folder),
-            },
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        _wait(port, process)
+    with (
+        log.open("w") as out,
+        running(folder, buckets, "tests.s3_conditional", out=out) as port,
+    ):
         yield ConditionalServer(folder, log, port)
-    finally:
-        process.terminate()
-        process.wait(START_S)
 
 
 def _faults(folder: Path) -> Path:

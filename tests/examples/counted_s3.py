@@ -1,11 +1,9 @@
 """The S3 server of `tests/s3.py`, which also says how many bytes each of its answers had.
 
-Run as a script it is that server: the arguments are the port and the file for the log.
+Run as a script it is that server: the arguments are the file for the log and the port.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -46,25 +44,10 @@ class CountedServer(s3.Server):
 @contextmanager
 def serving(folder: Path, *buckets: str) -> Iterator[CountedServer]:
     """Serve ``folder``, with these buckets made in it, on a free port."""
-    for bucket in buckets:
-        (folder / bucket).mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}-answers.jsonl")
     log.write_text("")
-    port = s3._free_port()
-    settings = {
-        "NANIO_DATA_DIR": str(folder),
-        "NANIO_ACCESS_KEY": s3.ACCESS_KEY,
-        "NANIO_SECRET_KEY": s3.SECRET_KEY,
-    }
-    command = [sys.executable, "-m", "tests.examples.counted_s3", str(port), str(log)]
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=root, env={**os.environ, **settings})
-    try:
-        s3._wait(port, process)
+    with s3.running(folder, buckets, "tests.examples.counted_s3", str(log)) as port:
         yield CountedServer(folder, log, port)
-    finally:
-        process.terminate()
-        process.wait(s3.START_S)
 
 
 def counted(app: Any, log: TextIO) -> Any:
@@ -93,7 +76,7 @@ if __name__ == "__main__":
     import uvicorn
     from nanio.app import build_app
 
-    with open(sys.argv[2], "a") as out:
+    with open(sys.argv[1], "a") as out:
         uvicorn.run(
-            counted(build_app(), out), host="127.0.0.1", port=int(sys.argv[1]), log_level="error"
+            counted(build_app(), out), host="127.0.0.1", port=int(sys.argv[2]), log_level="error"
         )
