@@ -13,7 +13,7 @@ from benchmarks.stream_protocol import Subject
 from shards.testing.emulator import emulator
 
 GATE_S = 2.0
-BATCH = 8
+BATCH = 4
 MODES = ("auto", "stream", "range")
 K = 2
 """The loader's default."""
