@@ -39,6 +39,14 @@ class Fetched:
         """Call once when every range has come or failed: here, or in the thread of the last one."""
         when_all_done({piece.range for piece in self.pieces if piece is not None}, call)
 
+    def release(self) -> None:
+        """Let go of the bytes.
+
+        Ranges keep whom they called when they were done, and so all that those refer to: with the
+        pieces still here, megabytes would stay until the collector of cycles comes by.
+        """
+        self.pieces.clear()
+
     def wait(self) -> None:
         """Wait for all ranges, whether they come or fail."""
         for piece in self.pieces:

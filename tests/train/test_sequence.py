@@ -1,7 +1,11 @@
 """The global sequence: one for every number of ranks, way in, and point to resume from."""
 
+import gc
 import itertools
 import shutil
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,3 +117,45 @@ def test_every_sample_comes_once_an_epoch(folder):
     assert len(set(seen)) == len(seen)
     for epoch in range(4):
         assert {(k, v) for e, k, v in seen if e == epoch} == set(itertools.product(keys, (0, 1)))
+
+
+class Watched:
+    """A fetcher that takes its time, and whose answers are known to be dropped."""
+
+    def __init__(self, fetcher):
+        self.fetcher, self.answers, self.pool = fetcher, [], ThreadPoolExecutor(8)
+
+    def submit(self, *args, **options):
+        def late():
+            time.sleep(0.02)  # slower than sets are taken: they are waited for
+            return self.fetcher.submit(*args, **options).result()
+
+        answer = self.pool.submit(late)
+        self.answers.append(weakref.ref(answer))
+        return answer
+
+    def close(self):
+        self.pool.shutdown(cancel_futures=True)
+        self.fetcher.close()
+
+    def kept(self):
+        return sum(answer() is not None for answer in self.answers)
+
+
+@pytest.mark.parametrize("mode", ["range", "stream"])
+def test_what_was_read_goes_at_once(folder, mode, monkeypatch):
+    """Without the collector of cycles: a set is megabytes, and the collector counts objects."""
+    with make(folder["sound"], mode, 8, 0) as loader:
+        watched = Watched(loader.inputs.open_fetcher())
+        monkeypatch.setattr(loader.inputs, "open_fetcher", lambda: watched)
+        gc.collect()
+        gc.disable()
+        try:
+            list(itertools.islice(loader, 200))
+        finally:
+            gc.enable()
+        limits = loader._limits()
+        assert len(watched.answers) > 2 * (limits.ahead + limits.fetch_ahead) or mode == "stream"
+        assert watched.kept() <= limits.ahead + limits.fetch_ahead
+        if mode == "stream":
+            assert watched.kept() < len(watched.answers) / 2

@@ -273,8 +273,10 @@ class Feed:
             try:
                 self._loader.load(visit, fetched, slot)
             except BaseException as error:
+                fetched.release()
                 done.set_exception(error)
             else:
+                fetched.release()
                 done.set_result(None)
 
         def submit() -> None:
