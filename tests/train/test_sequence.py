@@ -127,7 +127,7 @@ class Watched:
 
     def submit(self, *args, **options):
         def late():
-            time.sleep(0.02)  # slower than sets are taken: they are waited for
+            time.sleep(0.1)  # slower than sets are taken: they are waited for
             return self.fetcher.submit(*args, **options).result()
 
         answer = self.pool.submit(late)
@@ -151,7 +151,7 @@ def test_what_was_read_goes_at_once(folder, mode, monkeypatch):
         gc.collect()
         gc.disable()
         try:
-            list(itertools.islice(loader, 200))
+            list(itertools.islice(loader, 150))
         finally:
             gc.enable()
         limits = loader._limits()
