@@ -7,6 +7,7 @@ been made. Both give the same chunks; they differ in bytes and requests alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
-from shards.fetched import Fetched, Piece
+from shards.fetched import Bytes, Fetched, Piece
 from shards.fetcher import RangeFetcher
 from shards.plan import Item, Plan
 from shards.regions import OUTSIDE, ByteRange, Region, coalesce
@@ -123,9 +124,23 @@ class RangeSource:
 class _Held:
     """A volume whose chunks were all asked for."""
 
-    pieces: dict[int, Piece]
-    """By chunk number."""
-    nbytes: int
+    ranges: dict[int, Bytes]
+    """By number in the run, those that hold a chunk of the volume."""
+    range_of: Int32[ndarray, " n"]
+    """Number of each chunk's range; -1 where nothing is stored."""
+    start: Int64[ndarray, " n"]
+    """Offset of each chunk in its range."""
+    nbytes: Int32[ndarray, " n"]
+
+    def piece(self, chunk: int) -> Piece:
+        """A stored chunk."""
+        answer = self.ranges[int(self.range_of[chunk])]
+        return Piece(range=answer, start=int(self.start[chunk]), nbytes=int(self.nbytes[chunk]))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all chunks."""
+        return int(self.nbytes.sum())
 
 
 class StreamSource:
@@ -160,7 +175,7 @@ class StreamSource:
         wanted, _ = touched(region, nbytes, item.sample)
         pieces: list[Piece | None] = [None] * len(region.chunks)
         for n in wanted.tolist():
-            pieces[n] = held.pieces[int(region.chunks[n])]
+            pieces[n] = held.piece(int(region.chunks[n]))
         self._stats.add("fetch", items=1)
         return Fetched(places=region.places, pieces=pieces)
 
@@ -172,7 +187,7 @@ class StreamSource:
         """See ``ChunkSource``."""
         self._by_range.done(item)
         if item.visit == self._plan.config.visits - 1 and item.volume in self._held:
-            self._held_bytes -= self._held.pop(item.volume).nbytes
+            self._held_bytes -= self._held.pop(item.volume).stored_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -186,40 +201,64 @@ class StreamSource:
     def _ask_for_run(self, item: Item) -> None:
         """Ask for a volume and for those of its run that its lane takes next."""
         step = self._plan.config.global_batch
-        samples = self._plan.run_ahead(item.volume)
-        at, sizes, owner, number = _stored(self._rows, samples)
-        found: list[dict[int, Piece]] = [{} for _ in samples]
-        spans = [(min(owner[n] for n in s.pieces), s) for s in coalesce(at, sizes)]
+        tables = [self._rows.chunks(sample) for sample in self._plan.run_ahead(item.volume)]
+        stored = _stored(tables)
+        spans = coalesce(stored.offsets, stored.nbytes)
         path = self._rows.shard(item.sample)
-        for first, span in sorted(spans, key=lambda pair: pair[0]):
+        # One loop over ranges, none over chunks: a run has hundreds of those.
+        range_of = np.empty(len(stored.offsets), dtype=np.int32)
+        start = np.empty(len(stored.offsets), dtype=np.int64)
+        answers: dict[int, Bytes] = {}
+        for n, span in enumerate(spans):
+            rows = list(span.pieces)
+            range_of[rows], start[rows] = n, stored.offsets[rows] - span.start
             # The first of its volumes to come says how urgent a range is.
-            priority = item.index + first * step
-            answer = self._fetcher.submit(path, span.start, span.stop - span.start, priority)
-            for n in span.pieces:
-                piece = Piece(range=answer, start=int(at[n]) - span.start, nbytes=int(sizes[n]))
-                found[owner[n]][number[n]] = piece
-        total = sum(span.stop - span.start for _, span in spans)
+            priority = item.index + int(stored.owner[rows].min()) * step
+            answers[n] = self._fetcher.submit(path, span.start, span.stop - span.start, priority)
+        total = sum(span.stop - span.start for span in spans)
         self._stats.count(ranges=len(spans), bytes_asked=total)
         self._stats.add("fetch", nbytes=total)
-        for n, pieces in enumerate(found):
-            nbytes = sum(piece.nbytes for piece in pieces.values())
-            self._held[item.volume + n * step] = _Held(pieces=pieces, nbytes=nbytes)
-            self._held_bytes += nbytes
+        for n, (_, nbytes) in enumerate(tables):
+            own = np.flatnonzero(stored.owner == n)
+            chunks = stored.chunk[own]
+            held = _Held(
+                ranges={r: answers[r] for r in np.unique(range_of[own]).tolist()},
+                range_of=_spread(range_of[own], chunks, len(nbytes)),
+                start=_spread(start[own], chunks, len(nbytes)),
+                nbytes=nbytes,
+            )
+            self._held[item.volume + n * step] = held
+            self._held_bytes += held.stored_bytes
 
 
-def _stored(
-    rows: ChunkRows, samples: list[int]
-) -> tuple[Int64[ndarray, " n"], Int32[ndarray, " n"], list[int], list[int]]:
-    """All stored chunks of some samples: offset, bytes, whose (position in the list), number."""
-    tables = [rows.chunks(sample) for sample in samples]
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The stored chunks of some volumes, one after another."""
+
+    offsets: Int64[ndarray, " n"]
+    nbytes: Int32[ndarray, " n"]
+    owner: Int64[ndarray, " n"]
+    """Whose, as a position in the list of volumes."""
+    chunk: Int64[ndarray, " n"]
+    """Number in the volume."""
+
+
+def _stored(tables: Sequence[tuple[ndarray, ndarray]]) -> _Stored:
     numbers = [np.flatnonzero(nbytes) for _, nbytes in tables]
     pairs = list(zip(tables, numbers, strict=True))
-    return (
-        np.concatenate([offsets[there] for (offsets, _), there in pairs]),
-        np.concatenate([nbytes[there] for (_, nbytes), there in pairs]),
-        np.repeat(np.arange(len(samples)), [len(there) for there in numbers]).tolist(),
-        np.concatenate(numbers).tolist(),
+    return _Stored(
+        offsets=np.concatenate([offsets[there] for (offsets, _), there in pairs]),
+        nbytes=np.concatenate([nbytes[there] for (_, nbytes), there in pairs]),
+        owner=np.repeat(np.arange(len(tables)), [len(there) for there in numbers]),
+        chunk=np.concatenate(numbers),
     )
+
+
+def _spread(values: ndarray, places: Int64[ndarray, " n"], size: int) -> ndarray:
+    """``values`` at their places, -1 elsewhere."""
+    spread = np.full(size, -1, dtype=values.dtype)
+    spread[places] = values
+    return spread
 
 
 def touched(
@@ -249,5 +288,5 @@ def spans_of_box(rows: ChunkRows, sample: int, region: Region) -> list[ByteRange
 
 def spans_of_run(rows: ChunkRows, samples: list[int]) -> list[ByteRange]:
     """What a run's volumes take by stream."""
-    at, sizes, _, _ = _stored(rows, samples)
-    return coalesce(at, sizes)
+    stored = _stored([rows.chunks(sample) for sample in samples])
+    return coalesce(stored.offsets, stored.nbytes)
