@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TypeVar
@@ -35,7 +36,11 @@ def get(store: Store, path: str) -> bytes:
         FileNotFoundError: no such object.
         ShardError: it cannot be read.
     """
-    return b"".join(_parts(store, path))
+    whole = io.BytesIO()
+    for part in _parts(store, path):
+        whole.write(part)
+    # Its own memory, not a copy: the parts of a large index are not there a second time.
+    return whole.getvalue()
 
 
 def get_range(store: Store, path: str, offset: int, nbytes: int) -> memoryview:
