@@ -204,6 +204,8 @@ def test_errors_are_those_of_the_storage_and_nothing_is_kept(tmp_path):
         source.objects[FIRST] = source.objects[FIRST][: BLOCK + 500]  # ends early
         del source.objects[SECOND]
         async with caching(tmp_path, source) as (reader, _, _):
+            # Alone, for of blocks asked for together one that fails may end the others.
+            assert await reader.get_range(FIRST, 0, 10) == source.objects[FIRST][:10]
             # A block that ends early is no fault of the samples before its end.
             got = await reader.get_range(FIRST, BLOCK - 5, 100)
             assert got == source.objects[FIRST][BLOCK - 5 : BLOCK + 95]
