@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.testing.emulator import for_anyone
+
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 START_S = 10
 _CONFIG = """
@@ -44,14 +46,7 @@ class Nginx:
     @property
     def environment(self) -> dict[str, str]:
         """What a client needs to know; signatures are not looked at."""
-        return {
-            "AWS_ACCESS_KEY_ID": "anyone",
-            "AWS_SECRET_ACCESS_KEY": "anything",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT": self.endpoint,
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ALLOW_HTTP": "true",
-        }
+        return for_anyone(self.endpoint)
 
 
 @contextmanager

@@ -17,6 +17,11 @@ _CONTAINER = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIA
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL")
 
 
+def aws_endpoint() -> str:
+    """The S3 server that the environment names, or ""."""
+    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+
+
 def aws_settings() -> tuple[dict[str, Any], Any, str]:
     """(config, credential provider, endpoint) for obstore, beyond what it reads itself.
 
@@ -26,7 +31,7 @@ def aws_settings() -> tuple[dict[str, Any], Any, str]:
     Raises:
         ShardError: a profile is wanted, but boto3 is missing or does not know it.
     """
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    endpoint = aws_endpoint()
     if any(os.environ.get(name) for name in (*_KEYS, *_CONTAINER)) or not _has_profile():
         return {}, None, endpoint
     try:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards.plan import Plan, PlanSamples
-from shards.regions import ByteRange, cover
+from shards.regions import MAX_GAP, ByteRange, cover
 from shards.sources import ChunkRows, Mode, spans_of_box, spans_of_run
 
 N_RUNS = 8
 """Runs that are counted."""
-REQUEST_BYTES = 256 * 1024
+REQUEST_BYTES = MAX_GAP
 """What a request costs, in bytes that could have been read instead: the rule that joins ranges.
 With many requests in flight its latency is hidden, but its price and the storage's limit stay."""
 
@@ -70,9 +70,10 @@ def _count(plan: Plan, samples: PlanSamples, rows: ChunkRows) -> tuple[Way, Way]
     config = plan.config
     streamed: list[ByteRange] = []
     ranged: list[ByteRange] = []
-    sets = 0
+    sets = volumes = 0
     for lane in range(min(N_RUNS, config.global_batch)):
         run = plan.run_ahead(lane)
+        volumes += len(run)
         streamed += spans_of_run(rows, run)
         # Turn t of a lane, and its visits, lie B and m * B positions further on.
         for turn in range(min(len(run), config.spread)):
@@ -84,8 +85,7 @@ def _count(plan: Plan, samples: PlanSamples, rows: ChunkRows) -> tuple[Way, Way]
                 ranged += spans_of_box(rows, item.sample, cover(*box))
                 sets += 1
     # A run is streamed once for all visits of all its volumes.
-    per_run = sum(len(plan.run_ahead(lane)) for lane in range(min(N_RUNS, config.global_batch)))
-    return _way(streamed, per_run * config.visits), _way(ranged, sets)
+    return _way(streamed, volumes * config.visits), _way(ranged, sets)
 
 
 def _way(spans: list[ByteRange], sets: int) -> Way:

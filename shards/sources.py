@@ -171,8 +171,7 @@ class StreamSource:
         if item.volume not in self._held:
             self._ask_for_run(item)
         held = self._held[item.volume]
-        _, nbytes = self._rows.chunks(item.sample)
-        wanted, _ = touched(region, nbytes, item.sample)
+        wanted, _ = touched(region, held.nbytes, item.sample)
         pieces: list[Piece | None] = [None] * len(region.chunks)
         for n in wanted.tolist():
             pieces[n] = held.piece(int(region.chunks[n]))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from shards.credentials import aws_endpoint
 from shards.schema import CHUNKS, INDEX, MANIFEST, REPORT, SERIES
 
 CONNECT_S, READ_S = 10, 60
@@ -61,10 +62,10 @@ def _client() -> Any:
     from botocore.config import Config
 
     virtual = os.environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true")
-    endpoint = os.environ.get("AWS_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = aws_endpoint() or None
     return boto3.client(
         "s3",
-        endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or endpoint,
+        endpoint_url=endpoint,
         region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         config=Config(
             s3={"addressing_style": "path" if endpoint and not virtual else "auto"},

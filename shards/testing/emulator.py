@@ -32,6 +32,18 @@ START_S = 60
 _BACKLOG = 1024
 
 
+def for_anyone(endpoint: str) -> dict[str, str]:
+    """The environment of clients of a server that looks at no signature."""
+    return {
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT": endpoint,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
 class Emulator:
     """A running server.
 
@@ -50,14 +62,7 @@ class Emulator:
     @property
     def environment(self) -> dict[str, str]:
         """What a client needs to know, as the AWS tools and obstore take it; any key is good."""
-        return {
-            "AWS_ACCESS_KEY_ID": "anyone",
-            "AWS_SECRET_ACCESS_KEY": "anything",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT": self.endpoint,
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ALLOW_HTTP": "true",
-        }
+        return for_anyone(self.endpoint)
 
     def counters(self) -> Counters:
         """What was asked for and sent, exactly, so far."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,6 @@ from train.loader.params import N_PARAMS, Resampler
 from train.loader.reference import ReferenceRenderer
 from train.loader.ring import Event, SlotRing
 from train.loader.settings import LoaderConfig
-
-logger = logging.getLogger(__name__)
 
 QUEUED_BATCHES = 3
 """Batches whose slots are taken while the next is collected: two in the graph, one handed over."""
