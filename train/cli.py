@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from train.commands import Command, Pretrain, ProfileLoader, Resume, StreamFlags
+from train.commands import Command, Pretrain, ProfileLoader, Resume
+from train.data import StreamConfig
 from train.errors import TrainError, UsageError
 
 if TYPE_CHECKING:
@@ -34,18 +35,18 @@ logger = logging.getLogger(__name__)
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    command = tyro.cli(
-        Command,
-        prog="coralbay",
-        description="Pretrain CT foundation models from shards, and profile the loader.",
-        args=args,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
     console = Console(stderr=True)
     _set_up_logging(console)
     from shards.errors import NotADatasetError, ShardError
 
     try:
+        command = tyro.cli(
+            Command,
+            prog="coralbay",
+            description="Pretrain CT foundation models from shards, and profile the loader.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
         match command:
             case Pretrain():
                 return _pretrain(command, console)
@@ -76,7 +77,7 @@ def _pretrain(command: Pretrain, console: Console) -> int:
         threads=command.threads,
         checkpoint_every=command.checkpoint_every,
         data=command.data.config(),
-        stream=command.stream.config(),
+        stream=command.stream,
     )
     with _watching(console) as watch:
         summary = start(config, command.run, steps=command.steps, watch=watch)
@@ -92,7 +93,7 @@ def _resume(command: Resume, console: Console) -> int:
             steps=command.steps,
             watch=watch,
             # Nothing given: as the run was started.
-            stream=None if command.stream == StreamFlags() else command.stream.config(),
+            stream=None if command.stream == StreamConfig() else command.stream,
             shards=command.shards or None,
             accept_new_data=command.accept_new_data,
         )
@@ -112,7 +113,7 @@ def _profile_loader(command: ProfileLoader) -> int:
         loader=command.loader,
         threads=command.threads,
         data=command.data.config(),
-        stream=command.stream.config(),
+        stream=command.stream,
     )
     if command.batch_size is None:
         # A preset's batch may be larger than a dataset that is only there to be measured.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,26 +44,6 @@ class DataFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamFlags:
-    """How to read shards; no batch depends on it."""
-
-    mode: Literal["auto", "stream", "range"] = "auto"
-    """Read whole volumes, the touched chunks alone, or what takes less."""
-    in_flight: int = 32
-    """Requests to the storage at a time."""
-    held_mib: int = 2048
-    """Memory for stored bytes that are read ahead."""
-    cache_dir: str = ""
-    """Keep shards of a remote storage in this folder, which processes may share."""
-    cache_gib: float = 100.0
-    """Most that the folder may hold."""
-
-    def config(self) -> StreamConfig:
-        """As a setting of a run."""
-        return StreamConfig(**asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pretrain:
     """Pretrain on a dataset of shards, into a new run folder."""
 
@@ -90,7 +70,7 @@ class Pretrain:
     checkpoint_every: Count = None
     """Steps between checkpoints."""
     data: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
-    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    stream: Annotated[StreamConfig, tyro.conf.arg(name="")] = field(default_factory=StreamConfig)
     json: bool = False
     """End with one line of JSON on standard output."""
 
@@ -107,7 +87,7 @@ class Resume:
     """Where the dataset is now, if it has moved."""
     accept_new_data: bool = False
     """Go on with another generation of the dataset, in a new order from this step on."""
-    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    stream: Annotated[StreamConfig, tyro.conf.arg(name="")] = field(default_factory=StreamConfig)
     json: bool = False
     """End with one line of JSON on standard output."""
 
@@ -131,7 +111,7 @@ class ProfileLoader:
     threads: Count = None
     """Threads that decode."""
     data: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
-    stream: Annotated[StreamFlags, tyro.conf.arg(name="")] = field(default_factory=StreamFlags)
+    stream: Annotated[StreamConfig, tyro.conf.arg(name="")] = field(default_factory=StreamConfig)
     json: bool = False
     """End with one line of JSON on standard output."""
 
