@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Clock = Literal["busy_s", "wait_up_s", "wait_down_s"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StageStats:
     """Totals of one stage, summed over its threads."""
 
@@ -26,6 +26,27 @@ class StageStats:
     """Waiting for room after: the next one is slower."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """One piece of a stage's time, for timelines."""
+
+    stage: str
+    clock: Clock
+    thread: str
+    start_s: float
+    """On the clock of ``time.perf_counter``, which all processes of a machine share on Linux."""
+    stop_s: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was counted in some time, to be sent to another process."""
+
+    stages: dict[str, StageStats]
+    counters: dict[str, int]
+    spans: tuple[Span, ...] = ()
+
+
 class Stats:
     """Thread-safe totals by stage, and plain counters by name.
 
@@ -34,14 +55,16 @@ class Stats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stages: dict[str, StageStats] = {}
+        self._stages: dict[str, dict[str, float]] = {}
         self._counters: Counter[str] = Counter()
+        self._spans: deque[Span] | None = None
 
     def add(self, stage: str, *, items: int = 0, nbytes: int = 0) -> None:
         """Count work that ``stage`` finished."""
         with self._lock:
-            old = self._stages.get(stage, StageStats())
-            self._stages[stage] = replace(old, items=old.items + items, bytes=old.bytes + nbytes)
+            totals = self._totals(stage)
+            totals["items"] += items
+            totals["bytes"] += nbytes
 
     @contextmanager
     def timed(self, stage: str, clock: Clock) -> Iterator[None]:
@@ -50,28 +73,71 @@ class Stats:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            stop = time.perf_counter()
             with self._lock:
-                old = self._stages.get(stage, StageStats())
-                self._stages[stage] = replace(old, **{clock: getattr(old, clock) + spent})
+                self._totals(stage)[clock] += stop - start
+                if self._spans is not None:
+                    thread = threading.current_thread().name
+                    self._spans.append(Span(stage, clock, thread, start, stop))
 
     def count(self, **amounts: int) -> None:
         """Add to counters, e.g. ``count(requests=1, bytes_wire=n)``."""
         with self._lock:
             self._counters.update(amounts)
 
+    def keep_spans(self, most: int = 100_000) -> None:
+        """From now on keep each piece of time as well, the newest ``most`` of them."""
+        with self._lock:
+            self._spans = deque(self._spans or (), maxlen=most)
+
+    def spans(self) -> list[Span]:
+        """Pieces of time kept so far, in the order in which they ended."""
+        with self._lock:
+            return list(self._spans or ())
+
     def stages(self) -> dict[str, StageStats]:
         """Totals so far, by stage."""
         with self._lock:
-            return dict(self._stages)
+            return self._frozen()
 
     def counters(self) -> dict[str, int]:
         """Counters so far."""
         with self._lock:
             return dict(self._counters)
 
+    def take(self) -> Snapshot:
+        """Everything so far, for another process to absorb; here it starts from zero."""
+        with self._lock:
+            taken = Snapshot(self._frozen(), dict(self._counters), tuple(self._spans or ()))
+            self._clear()
+        return taken
+
+    def absorb(self, taken: Snapshot) -> None:
+        """Add what another process has counted."""
+        with self._lock:
+            for stage, more in taken.stages.items():
+                totals = self._totals(stage)
+                for name, amount in asdict(more).items():
+                    totals[name] += amount
+            self._counters.update(taken.counters)
+            if self._spans is not None:
+                self._spans.extend(taken.spans)
+
     def reset(self) -> None:
         """Start from zero: after a warm-up, for instance."""
         with self._lock:
-            self._stages.clear()
-            self._counters.clear()
+            self._clear()
+
+    def _totals(self, stage: str) -> dict[str, float]:
+        if stage not in self._stages:
+            self._stages[stage] = asdict(StageStats())
+        return self._stages[stage]
+
+    def _frozen(self) -> dict[str, StageStats]:
+        return {stage: StageStats(**totals) for stage, totals in self._stages.items()}  # type: ignore[arg-type]
+
+    def _clear(self) -> None:
+        self._stages.clear()
+        self._counters.clear()
+        if self._spans is not None:
+            self._spans.clear()

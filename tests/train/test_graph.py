@@ -9,6 +9,7 @@ from coralbay.augment import render_set
 from coralbay.views import N_UNIFORMS, ViewRecipe, ViewSpec, draw_views, identity_recipe
 from train.loader.params import N_PARAMS, pack_params
 from train.loader.ring import GARBAGE_HU, SlotRing
+from train.loader.slots import SlotLayout
 
 pytest.importorskip("nvidia.dali")
 
@@ -46,8 +47,7 @@ def render(region, views, *, resampler, precision, device="cpu", seed=5):
     rng = np.random.default_rng(seed)
     ring = SlotRing(
         n_slots=2,
-        chunks_shape=SHAPE,
-        params_shape=(views.n_views, N_PARAMS),
+        layout=SlotLayout(chunks_shape=SHAPE, params_shape=(views.n_views, N_PARAMS)),
         pinned=device == "gpu",
     )
     slots = [ring.wait() for _ in ORIGINS]

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from train.loader.ring import GARBAGE_HU, SlotRing
+from train.loader.slots import SlotLayout
+
+LAYOUT = SlotLayout(chunks_shape=(1, 1, 1, 4, 4, 4), params_shape=(2, 3))
 
 
 class FakeEvent:
@@ -21,9 +24,7 @@ class FakeEvent:
 
 
 def make_ring(n_slots=2, **options):
-    return SlotRing(
-        n_slots=n_slots, chunks_shape=(1, 1, 1, 4, 4, 4), params_shape=(2, 3), **options
-    )
+    return SlotRing(n_slots=n_slots, layout=LAYOUT, **options)
 
 
 def test_slots_are_distinct_memory_and_run_out():

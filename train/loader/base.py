@@ -21,7 +21,7 @@ from shards.stats import Stats
 from train.errors import CheckpointError, UsageError
 from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined
 from train.loader.inputs import Inputs
-from train.loader.params import N_PARAMS, Resampler
+from train.loader.params import Resampler
 from train.loader.reference import ReferenceRenderer
 from train.loader.ring import Event, SlotRing
 from train.loader.settings import LoaderConfig
@@ -188,8 +188,7 @@ class CTLoader:
         config = self.config
         ring = SlotRing(
             n_slots=QUEUED_BATCHES * config.batch_size + config.prefetch,
-            chunks_shape=self.inputs.chunks_shape,
-            params_shape=(self.views.n_views, N_PARAMS),
+            layout=self.inputs.slot_layout,
             pinned=config.device == "gpu",
             poison=config.poison,
         )

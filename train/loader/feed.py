@@ -31,7 +31,8 @@ from shards.sources import ChunkSource
 from shards.stats import Stats
 from train.errors import BadDataError
 from train.loader.params import Resampler, pack_params
-from train.loader.ring import Slot, SlotRing
+from train.loader.ring import SlotRing
+from train.loader.slots import Slot
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from coralbay.views import ViewRecipe
 from train.loader.params import GAIN, GAMMA, LOW_HU, N_WINDOW, OFFSET, WIDTH_HU, Resampler
-from train.loader.ring import Slot
+from train.loader.slots import Slot
 
 Precision = Literal["float16", "float32"]
 _DTYPES = {"float16": types.FLOAT16, "float32": types.FLOAT}

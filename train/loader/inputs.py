@@ -26,7 +26,9 @@ from shards.stats import Stats
 from train.data import DataConfig
 from train.errors import UsageError
 from train.loader.feed import Scheduler
+from train.loader.params import N_PARAMS
 from train.loader.settings import LoaderConfig
+from train.loader.slots import SlotLayout
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,13 @@ class Inputs:
         """Shape of a slot, ``(nz, ny, nx, c, c, c)``."""
         side = self.dataset.chunk_side
         return (chunks_per_axis(self._views.box_side, side),) * 3 + (side,) * 3
+
+    @property
+    def slot_layout(self) -> SlotLayout:
+        """What a slot holds."""
+        return SlotLayout(
+            chunks_shape=self.chunks_shape, params_shape=(self._views.n_views, N_PARAMS)
+        )
 
     @property
     def profile(self) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32, Int16
-from numpy import ndarray
+
+from train.loader.slots import Slot, SlotLayout
 
 GARBAGE_HU = 32767
 """What poisoning writes: far outside the stored range, so that a voxel read too late shows."""
@@ -31,23 +30,12 @@ class Event(Protocol):
         """Wait until it has."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Slot:
-    """Memory for one item."""
-
-    chunks: Int16[ndarray, "nz ny nx c c c"]
-    """Covering chunks of the base box, HU."""
-    params: Float32[ndarray, "v p"]
-    """View parameters, packed as ``params`` says."""
-
-
 class SlotRing:
     """A fixed number of slots. Used from one thread.
 
     Args:
         n_slots: slots in all.
-        chunks_shape: ``(nz, ny, nx, c, c, c)``.
-        params_shape: ``(views, parameters)``.
+        layout: what each holds.
         pinned: page-locked memory, which a GPU reads at full speed without staging.
         poison: fill a slot with garbage as soon as it is free, to catch a reader that is late.
     """
@@ -56,19 +44,13 @@ class SlotRing:
         self,
         *,
         n_slots: int,
-        chunks_shape: tuple[int, ...],
-        params_shape: tuple[int, int],
+        layout: SlotLayout,
         pinned: bool = False,
         poison: bool = False,
     ) -> None:
         self._poison = poison
-        self._free = deque(
-            Slot(
-                chunks=torch.empty(chunks_shape, dtype=torch.int16, pin_memory=pinned).numpy(),
-                params=torch.zeros(params_shape, dtype=torch.float32, pin_memory=pinned).numpy(),
-            )
-            for _ in range(n_slots)
-        )
+        block = torch.zeros(n_slots * layout.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        self._free = deque(layout.carve(block.numpy()))
         self._retired: deque[tuple[Event, tuple[Slot, ...]]] = deque()
 
     def acquire(self) -> Slot | None:

@@ -25,7 +25,6 @@ from shards.stats import Stats
 from shards.store import Store, get_range
 from train.loader.base import QUEUED_BATCHES, CTLoader
 from train.loader.feed import Loaded, Loader, Visit
-from train.loader.params import N_PARAMS
 from train.loader.ring import SlotRing
 
 N_SETS = 16
@@ -190,8 +189,7 @@ class StageBench:
         size = self._loader.config.batch_size
         ring = SlotRing(
             n_slots=size * QUEUED_BATCHES,
-            chunks_shape=self._loader.inputs.chunks_shape,
-            params_shape=(self._loader.views.n_views, N_PARAMS),
+            layout=self._loader.inputs.slot_layout,
             pinned=self._loader.config.device == "gpu",
         )
         source = self._loader.inputs.source(self._fetcher, Stats())
