@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from numpy import ndarray
 
-from shards.boxes import Triple, draw_box
+from shards.boxes import Box, Triple, draw_box
 from shards.errors import SelectionError
 from shards.mixing import Share, draw, shares
 from shards.order import Batches, Volumes, deal, runs, shuffle, tail_of
@@ -27,7 +27,7 @@ from shards.schema import canonical_json
 
 MIN_SHUFFLED = 32
 """Shards that are mixed at least: nothing is buffered for it, so more costs nothing."""
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Part of every plan's hash: one more whenever the same settings give another sequence."""
 
 
@@ -109,6 +109,8 @@ class Item:
     lane: int
     box_start_zyx: Triple
     """First voxel of the box; negative where a short axis is padded."""
+    lean_zyx: Triple
+    """How far beyond that place the box was drawn; see ``shards.boxes``."""
     attempt: int
     """0; more when the sample is a replacement for a broken one."""
 
@@ -151,6 +153,7 @@ class Plan:
         sample = self.sample_of(volume)
         if attempt:
             sample = self._replacement(sample, index, attempt)
+        box = self._box(sample, index, attempt)
         return Item(
             index=index,
             epoch=volume // self.samples_per_epoch,
@@ -158,7 +161,8 @@ class Plan:
             volume=volume,
             visit=visit,
             lane=index % self.config.global_batch,
-            box_start_zyx=self._box(sample, index, attempt),
+            box_start_zyx=box.start_zyx,
+            lean_zyx=box.lean_zyx,
             attempt=attempt,
         )
 
@@ -268,7 +272,7 @@ class Plan:
         other = int(u * others)
         return int(self._rows[other + (other >= position)])
 
-    def _box(self, sample: int, index: int, attempt: int) -> Triple:
+    def _box(self, sample: int, index: int, attempt: int) -> Box:
         shape = self._samples.shapes[sample]
         grid = -(-shape // self._samples.chunk_side)
         air = self._samples.air_mask[sample].reshape(grid)
