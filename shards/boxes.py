@@ -86,8 +86,9 @@ def _anywhere(
     room = np.maximum(shape - side, 0)
     padded = np.maximum(side - shape, 0)
     beyond = np.maximum(side // BEYOND - padded, 0)
-    places = (draws * (room + 2 * beyond + 1)).astype(np.int64)
-    return places - beyond - padded // 2
+    places: Int64[ndarray, "n 3"] = (draws * (room + 2 * beyond + 1)).astype(np.int64)
+    places -= beyond + padded // 2
+    return places
 
 
 def _pushed_inside(
