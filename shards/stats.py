@@ -90,6 +90,12 @@ class Stats:
         with self._lock:
             self._spans = deque(self._spans or (), maxlen=most)
 
+    @property
+    def most_spans(self) -> int | None:
+        """How many pieces of time are kept; None: none are."""
+        with self._lock:
+            return None if self._spans is None else self._spans.maxlen
+
     def spans(self) -> list[Span]:
         """Pieces of time kept so far, in the order in which they ended."""
         with self._lock:

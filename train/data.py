@@ -47,6 +47,8 @@ class StreamConfig:
     """Where shards from a remote storage are kept, in a folder that processes may share."""
     cache_gib: float = 100.0
     """Most that the folder may hold."""
+    feed: Literal["threads", "subprocess"] = "threads"
+    """Where fetching and decoding run: threads of this process, or a subprocess."""
 
     def __post_init__(self) -> None:
         for name in ("in_flight", "held_mib"):

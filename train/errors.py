@@ -3,6 +3,7 @@
 TrainError                 the run cannot go on (exit code 1)
 ├── UsageError             arguments, paths or settings that cannot work (exit code 2)
 ├── BadDataError           more samples are unreadable than a run may go on without
+├── FeedDiedError          the subprocess that fetches and decodes has ended by itself
 ├── CheckpointError        a checkpoint that cannot be loaded
 └── NonFiniteError         a loss or gradient that is not finite; the weights were not touched
 """
@@ -18,6 +19,10 @@ class UsageError(TrainError):
 
 class BadDataError(TrainError):
     """More samples turned out unreadable than the run's budget allows."""
+
+
+class FeedDiedError(TrainError):
+    """The subprocess that fetches and decodes was killed, or failed before it could say why."""
 
 
 class CheckpointError(TrainError):

@@ -26,6 +26,7 @@ from train.generations import (
     write_used,
 )
 from train.loader.base import CTLoader
+from train.loader.machine import why_no_gpu
 from train.loader.settings import LoaderConfig
 from train.loop import fit
 from train.metrics import MetricsLog, StepRecord, read_metrics
@@ -293,10 +294,10 @@ def pick_device(asked: Device) -> torch.device:
     Raises:
         UsageError: CUDA is asked for and not there.
     """
-    found = torch.cuda.is_available()
-    if asked == "cuda" and not found:
-        raise UsageError("--device cuda: torch sees no CUDA GPU here; use --device cpu or auto")
-    return torch.device("cuda" if found and asked != "cpu" else "cpu")
+    lacking = why_no_gpu()
+    if asked == "cuda" and lacking is not None:
+        raise UsageError(f"--device cuda: {lacking} (--device cpu or auto)")
+    return torch.device("cuda" if lacking is None and asked != "cpu" else "cpu")
 
 
 def manifest_of(url: str) -> Manifest:

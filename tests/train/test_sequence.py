@@ -18,6 +18,7 @@ from tests.train.test_loader import corrupt
 from train.data import StreamConfig
 from train.loader.base import CTLoader
 from train.loader.settings import LoaderConfig
+from train.loader.supply import feed_limits
 
 VIEWS = ViewRecipe(
     box_side=65,
@@ -155,6 +156,6 @@ def test_what_was_read_goes_at_once(folder, mode, monkeypatch):
             kept = watched.kept()
         finally:
             gc.enable()
-        limits = loader._limits()
+        limits = feed_limits(loader.inputs, loader.config)
         assert kept <= limits.ahead + limits.fetch_ahead
         assert kept < len(watched.answers) / 2

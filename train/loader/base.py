@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -18,13 +16,16 @@ from jaxtyping import Float
 from coralbay.views import ViewRecipe
 from shards.decoding import ChunkDecoder
 from shards.stats import Stats
-from train.errors import CheckpointError, UsageError
-from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined
+from train.errors import CheckpointError
+from train.loader.feed import Loaded, Quarantined
 from train.loader.inputs import Inputs
+from train.loader.machine import require_dali, require_shared_memory
 from train.loader.params import Resampler
+from train.loader.process import ProcessSupply
 from train.loader.reference import ReferenceRenderer
-from train.loader.ring import Event, SlotRing
+from train.loader.ring import Event
 from train.loader.settings import LoaderConfig
+from train.loader.supply import FeedSettings, Supply, ThreadSupply
 
 QUEUED_BATCHES = 3
 """Batches whose slots are taken while the next is collected: two in the graph, one handed over."""
@@ -63,14 +64,13 @@ class Renderer(Protocol):
 class _Running:
     """What exists while batches are being made."""
 
-    feed: Feed
-    ring: SlotRing
+    supply: Supply
     renderer: Renderer
     in_flight: deque[list[Loaded]]
 
 
 class CTLoader:
-    """Yields batches without end. A context manager; ``close`` stops its threads.
+    """Yields batches without end. A context manager; ``close`` stops its threads, or subprocess.
 
     Args:
         url: dataset folder or URL.
@@ -81,7 +81,7 @@ class CTLoader:
         inputs: what is read.
         dataset: of the inputs.
         plan: of the inputs: the sequence of visits.
-        decoder: decodes regions.
+        decoder: decodes regions, where they are decoded in threads.
         stats: counters, and time by stage (``plan``, ``fetch``, ``decode``; ``graph``: its waiting
             for decoded sets).
 
@@ -96,7 +96,9 @@ class CTLoader:
         self.views = views
         self.stats = Stats()
         if config.loader == "dali":
-            _require_dali()
+            require_dali()
+        if config.stream.feed == "subprocess":
+            require_shared_memory()
         self.inputs = Inputs(url, views, config, self.stats)
         self.dataset, self.plan = self.inputs.dataset, self.inputs.plan
         self.decoder = ChunkDecoder(self.inputs.profile, self.stats)
@@ -112,7 +114,7 @@ class CTLoader:
         counts = (self.views.global_.count, self.views.local.count)
         views, event = running.renderer.render(counts)
         loaded = running.in_flight.popleft()
-        running.ring.release([item.slot for item in loaded], event)
+        running.supply.release([item.slot for item in loaded], event)
         self.stats.add("graph", items=len(loaded))
         self._step += 1
         items = [item.visit.item for item in loaded]
@@ -126,7 +128,7 @@ class CTLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch starts, as plain values; ranks differ in the quarantine alone."""
         next_index = self._step * self.plan.config.global_batch
-        known = self._running.feed.quarantine if self._running else self._quarantine
+        known = self._running.supply.quarantine if self._running else self._quarantine
         return {
             "seed": self.config.seed,
             "epoch": self.plan.item(next_index).epoch,
@@ -166,11 +168,14 @@ class CTLoader:
         if running is not None:
             self._quarantine = {
                 where: found
-                for where, found in running.feed.quarantine.items()
+                for where, found in running.supply.quarantine.items()
                 if found < self._step * self.plan.config.global_batch
             }
-            running.feed.close()
-            running.renderer.close()
+            try:
+                running.renderer.close()
+            finally:
+                # After what reads its slots.
+                running.supply.close()
         self.inputs.close()
 
     def __enter__(self) -> CTLoader:
@@ -185,62 +190,41 @@ class CTLoader:
         self.close()
 
     def _start(self) -> _Running:
-        config = self.config
-        ring = SlotRing(
-            n_slots=QUEUED_BATCHES * config.batch_size + config.prefetch,
-            layout=self.inputs.slot_layout,
-            pinned=config.device == "gpu",
-            poison=config.poison,
-        )
-        source = self.inputs.source(self.inputs.open_fetcher(), self.stats)
-        feed = Feed(
-            scheduler=self.inputs.scheduler,
-            source=source,
-            loader=Loader(source, self.decoder, self.views, self.resampler),
-            ring=ring,
-            indices=self._indices(),
-            limits=self._limits(),
-            quarantine=self._quarantine,
-            stats=self.stats,
-        )
+        supply = self._open_supply()
         in_flight: deque[list[Loaded]] = deque()
 
         def pull() -> list[Loaded]:
             with self.stats.timed("graph", "wait_up_s"):
-                batch = [feed.next() for _ in range(config.batch_size)]
+                batch = [supply.next() for _ in range(self.config.batch_size)]
             in_flight.append(batch)
             return batch
 
-        self._running = _Running(
-            feed=feed, ring=ring, in_flight=in_flight, renderer=self.renderer(pull)
-        )
+        try:
+            renderer = self.renderer(pull)
+        except BaseException:
+            supply.close()
+            raise
+        self._running = _Running(supply=supply, in_flight=in_flight, renderer=renderer)
         return self._running
 
-    def _limits(self) -> FeedLimits:
-        config, plan = self.config, self.plan.config
-        if self.inputs.choice.mode == "stream":
-            # As far ahead as a lane's volumes stay: their next run is then on its way.
-            fetch_ahead = plan.spread * plan.visits * config.batch_size
-        else:
-            # Twice as many as are under way at once: whoever comes back early finds the next one.
-            fetch_ahead = 2 * config.stream.in_flight
-        return FeedLimits(
-            threads=config.threads,
-            ahead=config.prefetch + config.batch_size,
-            fetch_ahead=fetch_ahead,
-            held_bytes=config.stream.held_mib << 20,
-            max_bad_samples=config.max_bad_samples,
+    def _open_supply(self) -> Supply:
+        config = self.config
+        settings = FeedSettings(
+            views=self.views,
+            config=config,
+            resampler=self.resampler,
+            step=self._step,
+            quarantine=tuple(self._quarantine),
         )
+        n_slots = QUEUED_BATCHES * config.batch_size + config.prefetch
+        if config.stream.feed == "subprocess":
+            return ProcessSupply(settings, self.inputs, n_slots, self.stats)
+        return ThreadSupply(settings, self.inputs, self.decoder, n_slots, self.stats)
 
     @property
     def resampler(self) -> Resampler:
         """The operator that the views are resampled with."""
         return self.config.resampler or ("affine" if self.config.device == "gpu" else "resize")
-
-    def _indices(self) -> Iterator[int]:
-        rank, world = self.config.rank, self.config.world
-        for step in itertools.count(self._step):
-            yield from self.plan.rank_indices(step, rank, world)
 
     def renderer(self, pull: Callable[[], list[Loaded]]) -> Renderer:
         """What makes a batch of views of the items that ``pull`` gives."""
@@ -262,12 +246,4 @@ class CTLoader:
             resampler=self.resampler,
             precision=self.config.precision,
             threads=min(self.config.threads, os.cpu_count() or 1),
-        )
-
-
-def _require_dali() -> None:
-    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
-        raise UsageError(
-            "NVIDIA DALI is not installed: `pip install 'coralbay[cuda13]'` (cuda12 for older "
-            "drivers; Linux only), or use --loader reference"
         )

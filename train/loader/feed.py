@@ -31,7 +31,7 @@ from shards.sources import ChunkSource
 from shards.stats import Stats
 from train.errors import BadDataError
 from train.loader.params import Resampler, pack_params
-from train.loader.ring import SlotRing
+from train.loader.ring import FreeSlots
 from train.loader.slots import Slot
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class Feed:
         scheduler: Scheduler,
         source: ChunkSource,
         loader: Loader,
-        ring: SlotRing,
+        ring: FreeSlots,
         indices: Iterable[int],
         limits: FeedLimits,
         quarantine: Iterable[Quarantined],

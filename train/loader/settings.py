@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from shards.plan import PlanConfig
 from train.data import DataConfig, StreamConfig
 from train.errors import UsageError
+from train.loader.machine import require_gpu
 from train.loader.params import Resampler
 
 
@@ -51,8 +50,8 @@ class LoaderConfig:
                 raise UsageError(f"{name} {getattr(self, name)}: give 1 or more")
         if not 0 <= self.rank < self.world:
             raise UsageError(f"rank {self.rank}: not one of {self.world} ranks")
-        if self.device == "gpu" and not torch.cuda.is_available():
-            raise UsageError("device gpu: this machine has no CUDA GPU; use cpu")
+        if self.device == "gpu":
+            require_gpu()
 
     def plan_config(self, box_side: int) -> PlanConfig:
         """What decides the sequence, together with the data."""
