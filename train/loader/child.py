@@ -184,7 +184,7 @@ def _serve(connection: Connection) -> None:
     if setup.most_spans is not None:
         stats.keep_spans(setup.most_spans)
     outbox = Outbox(connection, stats)
-    logging.basicConfig(handlers=[QueueHandler(outbox.queue)], level=logging.WARNING)
+    logging.getLogger().addHandler(QueueHandler(outbox.queue))
     slots = LentSlots(setup.layout.carve(map_shared(setup.memory, setup.nbytes)))
     os.close(setup.memory)
     work = Work(setup, slots, outbox, stats)
