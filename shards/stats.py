@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -15,7 +16,7 @@ Clock = Literal["busy_s", "wait_up_s", "wait_down_s"]
 
 @dataclass(frozen=True)
 class StageStats:
-    """Totals of one stage, summed over its threads."""
+    """Totals of one stage, summed over its threads, or over the sets that wait in a queue."""
 
     items: int = 0
     bytes: int = 0
@@ -33,9 +34,12 @@ class Span:
     stage: str
     clock: Clock
     thread: str
+    """Its name; empty: a set's time in a queue, or on its way from a storage."""
     start_s: float
     """On the clock of ``time.perf_counter``, which all processes of a machine share on Linux."""
     stop_s: float
+    process: int
+    """Its id."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,21 @@ class Snapshot:
     stages: dict[str, StageStats]
     counters: dict[str, int]
     spans: tuple[Span, ...] = ()
+
+
+@dataclass
+class _Piece:
+    """A time that is being taken."""
+
+    clock: Clock
+    start_s: float
+
+
+class _Running(threading.local):
+    """The times that a thread is taking."""
+
+    def __init__(self) -> None:
+        self.by_stage: dict[str, _Piece] = {}
 
 
 class Stats:
@@ -58,6 +77,7 @@ class Stats:
         self._stages: dict[str, dict[str, float]] = {}
         self._counters: Counter[str] = Counter()
         self._spans: deque[Span] | None = None
+        self._running = _Running()
 
     def add(self, stage: str, *, items: int = 0, nbytes: int = 0) -> None:
         """Count work that ``stage`` finished."""
@@ -68,17 +88,34 @@ class Stats:
 
     @contextmanager
     def timed(self, stage: str, clock: Clock) -> Iterator[None]:
-        """Add the time spent inside to one of the clocks of ``stage``."""
-        start = time.perf_counter()
+        """Add the time spent inside to one of the clocks of ``stage``.
+
+        Inside another of the same stage and thread it interrupts that one: no time counts twice.
+        """
+        now, running = time.perf_counter(), self._running.by_stage
+        outer, inner = running.get(stage), _Piece(clock, now)
+        thread = threading.current_thread().name
+        if outer is not None:
+            self.record(stage, outer.clock, outer.start_s, now, thread=thread)
+        running[stage] = inner
         try:
             yield
         finally:
-            stop = time.perf_counter()
-            with self._lock:
-                self._totals(stage)[clock] += stop - start
-                if self._spans is not None:
-                    thread = threading.current_thread().name
-                    self._spans.append(Span(stage, clock, thread, start, stop))
+            now = time.perf_counter()
+            self.record(stage, clock, inner.start_s, now, thread=thread)
+            if outer is None:
+                del running[stage]
+            else:
+                outer.start_s, running[stage] = now, outer
+
+    def record(
+        self, stage: str, clock: Clock, start_s: float, stop_s: float, *, thread: str = ""
+    ) -> None:
+        """Add a time that was measured elsewhere, by ``time.perf_counter``."""
+        with self._lock:
+            self._totals(stage)[clock] += stop_s - start_s
+            if self._spans is not None:
+                self._spans.append(Span(stage, clock, thread, start_s, stop_s, os.getpid()))
 
     def count(self, **amounts: int) -> None:
         """Add to counters, e.g. ``count(requests=1, bytes_wire=n)``."""

@@ -1,5 +1,6 @@
 """Counters add up over threads."""
 
+import os
 import threading
 
 from shards.stats import StageStats, Stats
@@ -42,3 +43,29 @@ def test_reset_starts_again():
     stats.reset()
     assert stats.stages() == {}
     assert stats.counters() == {}
+
+
+def test_a_time_inside_another_of_its_stage_interrupts_it(monkeypatch):
+    """No time counts twice for a stage; another stage's time runs on its own clock."""
+    now = iter([0.0, 1.0, 2.0, 5.0, 7.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    stats = Stats()
+    stats.keep_spans()
+    with (
+        stats.timed("graph", "busy_s"),  # 0 to 1, 7 to 10
+        stats.timed("graph", "wait_up_s"),  # 1 to 7
+        stats.timed("plan", "busy_s"),  # 2 to 5
+    ):
+        pass
+    assert stats.stages()["graph"] == StageStats(busy_s=4.0, wait_up_s=6.0)
+    assert stats.stages()["plan"] == StageStats(busy_s=3.0)
+    pieces = [(span.stage, span.clock, span.start_s, span.stop_s) for span in stats.spans()]
+    assert pieces == [
+        ("graph", "busy_s", 0.0, 1.0),
+        ("plan", "busy_s", 2.0, 5.0),
+        ("graph", "wait_up_s", 1.0, 7.0),
+        ("graph", "busy_s", 7.0, 10.0),
+    ]
+    assert {(span.thread, span.process) for span in stats.spans()} == {
+        (threading.current_thread().name, os.getpid())
+    }

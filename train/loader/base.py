@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,8 @@ class CTLoader:
         dataset: of the inputs.
         plan: of the inputs: the sequence of visits.
         decoder: decodes regions, where they are decoded in threads.
-        stats: counters, and time by stage (``plan``, ``fetch``, ``decode``; ``graph``: its waiting
-            for decoded sets).
+        stats: counters, and time by stage: ``plan``, ``fetch``, ``decode`` (``Waits`` says what
+            the last two wait for), ``graph`` (up: for decoded sets; down: for the consumer).
 
     Raises:
         ShardError: no usable dataset there.
@@ -105,6 +106,7 @@ class CTLoader:
         self._step = 0
         self._quarantine: dict[Quarantined, int] = {}
         self._running: _Running | None = None
+        self._handed_over_s: float | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -112,12 +114,17 @@ class CTLoader:
     def __next__(self) -> Batch:
         running = self._running or self._start()
         counts = (self.views.global_.count, self.views.local.count)
-        views, event = running.renderer.render(counts)
+        if self._handed_over_s is not None:
+            now = time.perf_counter()
+            self.stats.record("graph", "wait_down_s", self._handed_over_s, now)
+        with self.stats.timed("graph", "busy_s"):
+            views, event = running.renderer.render(counts)
         loaded = running.in_flight.popleft()
         running.supply.release([item.slot for item in loaded], event)
         self.stats.add("graph", items=len(loaded))
         self._step += 1
         items = [item.visit.item for item in loaded]
+        self._handed_over_s = time.perf_counter()
         return Batch(
             views=views,
             keys=[item.visit.key for item in loaded],
@@ -164,7 +171,7 @@ class CTLoader:
 
     def close(self) -> None:
         """Stop threads and free memory; iterating again goes on with the next batch."""
-        running, self._running = self._running, None
+        running, self._running, self._handed_over_s = self._running, None, None
         if running is not None:
             self._quarantine = {
                 where: found
@@ -226,8 +233,13 @@ class CTLoader:
         """The operator that the views are resampled with."""
         return self.config.resampler or ("affine" if self.config.device == "gpu" else "resize")
 
-    def renderer(self, pull: Callable[[], list[Loaded]]) -> Renderer:
-        """What makes a batch of views of the items that ``pull`` gives."""
+    def renderer(self, pull: Callable[[], list[Loaded]], threads: int | None = None) -> Renderer:
+        """What makes a batch of views of the items that ``pull`` gives.
+
+        Args:
+            pull: gives the items of the next batch.
+            threads: of the graph on the CPU; None: as the settings say.
+        """
         if self.config.loader == "reference":
             return ReferenceRenderer(
                 views=self.views,
@@ -245,5 +257,5 @@ class CTLoader:
             device=self.config.device,
             resampler=self.resampler,
             precision=self.config.precision,
-            threads=min(self.config.threads, os.cpu_count() or 1),
+            threads=threads or min(self.config.threads, os.cpu_count() or 1),
         )

@@ -33,6 +33,7 @@ from train.errors import BadDataError
 from train.loader.params import Resampler, pack_params
 from train.loader.ring import FreeSlots
 from train.loader.slots import Slot
+from train.loader.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +104,14 @@ class Scheduler:
 class _Fetching:
     visit: Visit
     fetched: Fetched
+    waits: Waits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pending:
     visit: Visit
     slot: Slot
+    waits: Waits
     done: Future[None]
 
 
@@ -173,7 +176,8 @@ class Feed:
         indices: positions to load, without end.
         limits: how far it works ahead.
         quarantine: samples known to be bad.
-        stats: where to count ``bad_samples`` and time the stage ``plan``.
+        stats: where to count ``bad_samples`` and ``held_full`` (times that ``held_bytes`` stopped
+            it), and time the stage ``plan`` and what each set waits for (``Waits``).
     """
 
     def __init__(
@@ -240,12 +244,17 @@ class Feed:
             and self._source.held_bytes < self._limits.held_bytes
         ):
             self._ask_next()
+        if len(self._fetching) < self._limits.fetch_ahead:
+            self._stats.count(held_full=1)
 
     def _ask_next(self) -> None:
         self._fetching.append(self._ask(self._first_allowed(next(self._indices), 0)))
 
     def _ask(self, visit: Visit) -> _Fetching:
-        return _Fetching(visit=visit, fetched=self._source.fetch(visit.item, visit.region))
+        waits = Waits(self._stats)
+        fetched = self._source.fetch(visit.item, visit.region)
+        fetched.when_done(waits.came)
+        return _Fetching(visit=visit, fetched=fetched, waits=waits)
 
     def _decode(self, slot: Slot) -> None:
         """Give a slot to the next item."""
@@ -269,10 +278,13 @@ class Feed:
     def _start(self, fetching: _Fetching, slot: Slot) -> _Pending:
         """Decode as soon as everything is there."""
         visit, fetched, done = fetching.visit, fetching.fetched, Future[None]()
+        waits = fetching.waits
+        waits.has_slot()
 
         def load() -> None:
             try:
-                self._loader.load(visit, fetched, slot)
+                with waits.decoding():
+                    self._loader.load(visit, fetched, slot)
             except BaseException as error:
                 fetched.release()
                 done.set_exception(error)
@@ -287,11 +299,12 @@ class Feed:
                     self._pool.submit(load)
 
         fetched.when_done(submit)
-        return _Pending(visit=visit, slot=slot, done=done)
+        return _Pending(visit=visit, slot=slot, waits=waits, done=done)
 
     def _succeeded(self, pending: _Pending) -> bool:
         """Wait for a load. False if its sample is bad, or was found so after the load began."""
-        error = pending.done.exception()
+        with pending.waits.awaited():
+            error = pending.done.exception()
         where = (pending.visit.item.lane, pending.visit.key)
         if where in self.quarantine:
             return False

@@ -97,10 +97,14 @@ class Inputs:
         """How the dataset's chunks are coded."""
         return self.dataset.manifest.contract.recorded.profile
 
-    def open_fetcher(self) -> RangeFetcher:
-        """What asks the storage, with threads and connections of its own."""
+    def open_fetcher(self, in_flight: int | None = None) -> RangeFetcher:
+        """What asks the storage, with threads and connections of its own.
+
+        Args:
+            in_flight: requests at a time; None: as the settings say.
+        """
         store, stream = self.dataset.store, self._config.stream
-        policy = replace(store.policy, in_flight=stream.in_flight)
+        policy = replace(store.policy, in_flight=in_flight or stream.in_flight)
         if stream.cache_dir and store.folder is not None:
             logger.warning("%s is a folder: it is read without a cache", self.dataset.url)
         cached = bool(stream.cache_dir) and store.folder is None
