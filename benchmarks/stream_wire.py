@@ -100,9 +100,8 @@ class _OnlyWait:
 
     def decode(self, fetched: Any, out: Any) -> None:
         """Wait for the chunks' ranges; raises why one could not be read."""
-        for piece in fetched.pieces:
-            if piece is not None:
-                piece.range.result()
+        for part in fetched.parts:
+            part.range.result()
 
 
 @contextmanager

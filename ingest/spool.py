@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import google_crc32c
+from crc32c import crc32c
 
 from shards.errors import CorruptShardError
 from shards.schema import dump_json, load_json
@@ -83,7 +83,7 @@ def pack_series(series: FinishedSeries, build_sha256: str) -> bytes:
     parts += [data for _, data in members]
     crc = 0
     for part in parts:
-        crc = google_crc32c.extend(crc, part)
+        crc = crc32c(part, crc)
     return b"".join([*parts, crc.to_bytes(_CRC_BYTES, "little")])
 
 
@@ -91,7 +91,7 @@ def unpack_series(data: bytes, build_sha256: str) -> FinishedSeries | None:
     """What `pack_series` made for this build; None if it is of another one, or damaged."""
     try:
         body = data[:-_CRC_BYTES]
-        if google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+        if crc32c(body) != int.from_bytes(data[-_CRC_BYTES:], "little"):
             return None
         at, text = _read_sized(body, 0)
         head = load_json(text, _Head, "spool")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from jaxtyping import Bool, Int16, Int32, Int64, Integer, UInt8, UInt16
 from numpy import ndarray
 
@@ -22,7 +23,8 @@ from shards.errors import CorruptShardError
 from shards.profiles import PROFILES, Profile, get_profile
 from shards.schema import AIR_BELOW_HU, FILL_HU, canonical_json
 
-CRC_BYTES = 4
+_CRC = struct.Struct("<I")
+CRC_BYTES = _CRC.size
 """A CRC-32C, little-endian, after each chunk and after the index."""
 ENTRY_BYTES = 16
 """Index entry: offset and length, little-endian uint64."""
@@ -222,17 +224,19 @@ def _profile_of(name: str, kind: ArrayKind) -> Profile:
 
 def decode_chunk(
     buf: bytes | memoryview, out: Integer[ndarray, "c c c"], profile: Profile | str
-) -> None:
+) -> int:
     """Decode one stored chunk into ``out``, which is C-contiguous and of the profile's side.
 
-    The checksum is read first; the Blosc profiles then decode without a temporary copy and without
-    the GIL.
+    The checksum is read first. Checksum and decoder work without the GIL.
+
+    Returns:
+        Bytes copied beside decoding: none where the profile is Blosc.
 
     Raises:
         CorruptShardError: checksum, sizes or compressed stream are wrong.
     """
     chosen = get_profile(profile) if isinstance(profile, str) else profile
-    chosen.decompress(_open(buf, "chunk"), out)
+    return chosen.decompress(_open(buf, "chunk"), out)
 
 
 def decode_padded(
@@ -325,21 +329,16 @@ def _encode_index(offsets: Int64[ndarray, " n"], nbytes: Int32[ndarray, " n"]) -
     return _close(entries.tobytes())
 
 
-def _crc32c(body: bytes | memoryview) -> int:
-    # google_crc32c refuses memoryviews; an array over the same memory is taken without a copy.
-    crc: int = google_crc32c.value(np.frombuffer(body, dtype=np.uint8))
-    return crc
-
-
 def _close(body: bytes) -> bytes:
-    return body + _crc32c(body).to_bytes(CRC_BYTES, "little")
+    return body + _CRC.pack(crc32c(body))
 
 
 def _open(buf: bytes | memoryview, what: str) -> memoryview:
     """The bytes before a closing CRC-32C that agrees with them."""
     view = memoryview(buf).cast("B")
-    body = view[:-CRC_BYTES]
-    if int.from_bytes(view[-CRC_BYTES:], "little") != _crc32c(body):
+    end = len(view) - CRC_BYTES
+    body = view[: max(0, end)]
+    if end < 0 or _CRC.unpack_from(view, end)[0] != crc32c(body):
         raise CorruptShardError(f"{what} fails its CRC-32C")
     return body
 

@@ -17,7 +17,8 @@ class ChunkDecoder:
 
     Args:
         profile: name of the dataset's profile.
-        stats: where to count ``chunks``, their ``bytes_ideal`` as stored, and ``voxels_decoded``.
+        stats: where to count ``chunks``, their ``bytes_ideal`` as stored, ``voxels_decoded``, and
+            ``bytes_copied`` beside decoding.
     """
 
     def __init__(self, profile: str, stats: Stats) -> None:
@@ -33,15 +34,16 @@ class ChunkDecoder:
         """
         fetched.wait()
         flat = out.reshape(-1, *out.shape[3:])
-        decoded = stored = 0
+        decoded = stored = copied = 0
         with self._stats.timed("decode", "busy_s"):
-            for place, piece in zip(fetched.places.tolist(), fetched.pieces, strict=True):
-                if piece is None:
-                    flat[place].fill(FILL_HU)
-                else:
-                    decode_chunk(piece.result(), flat[place], self._profile)
-                    decoded += 1
-                    stored += piece.nbytes
+            for place in fetched.absent:
+                flat[place].fill(FILL_HU)
+            for place, chunk in fetched.stored():
+                copied += decode_chunk(chunk, flat[place], self._profile)
+                decoded += 1
+                stored += len(chunk)
         voxels = decoded * flat[0].size
         self._stats.add("decode", items=1, nbytes=voxels * out.itemsize)
-        self._stats.count(chunks=decoded, bytes_ideal=stored, voxels_decoded=voxels)
+        self._stats.count(
+            chunks=decoded, bytes_ideal=stored, voxels_decoded=voxels, bytes_copied=copied
+        )

@@ -3,59 +3,73 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-
-from jaxtyping import Int64
-from numpy import ndarray
 
 Bytes = Future[memoryview]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
-    """One stored chunk: part of a range that was asked for."""
+class Part:
+    """The stored chunks of a region that one range brings. Plain lists: they are read one by one.
+
+    Attributes:
+        range: what was asked for.
+        places: of the chunks in the slot.
+        starts: where each lies in the range.
+        nbytes: how long each is.
+    """
 
     range: Bytes
-    start: int
-    """Offset in the range."""
-    nbytes: int
-
-    def result(self) -> memoryview:
-        """The chunk's bytes, waiting for the range if need be; raises why it could not be read."""
-        return self.range.result()[self.start : self.start + self.nbytes]
+    places: list[int]
+    starts: list[int]
+    nbytes: list[int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fetched:
-    """The chunks that a region touches; none for an absent chunk or one outside the volume."""
+    """The chunks that a region touches.
 
-    places: Int64[ndarray, " n"]
-    """In the slot."""
-    pieces: list[Piece | None]
+    Attributes:
+        parts: the stored ones, by the range that brings them.
+        absent: places in the slot where nothing is stored, or that lie outside the volume.
+    """
+
+    parts: list[Part]
+    absent: list[int]
+
+    def stored(self) -> Iterator[tuple[int, memoryview]]:
+        """Place in the slot and bytes of each stored chunk, waiting for its range if need be.
+
+        Raises:
+            ShardError, OSError: a range could not be read.
+        """
+        for part in self.parts:
+            view = part.range.result()
+            for place, start, n in zip(part.places, part.starts, part.nbytes, strict=True):
+                yield place, view[start : start + n]
 
     def when_done(self, call: Callable[[], object]) -> None:
         """Call once when every range has come or failed: here, or in the thread of the last one."""
-        when_all_done({piece.range for piece in self.pieces if piece is not None}, call)
+        when_all_done([part.range for part in self.parts], call)
 
     def release(self) -> None:
         """Let go of the bytes.
 
         Ranges keep whom they called when they were done, and so all that those refer to: with the
-        pieces still here, megabytes would stay until the collector of cycles comes by.
+        parts still here, megabytes would stay until the collector of cycles comes by.
         """
-        self.pieces.clear()
+        self.parts.clear()
 
     def wait(self) -> None:
         """Wait for all ranges, whether they come or fail."""
-        for piece in self.pieces:
-            if piece is not None:
-                piece.range.exception()
+        for part in self.parts:
+            part.range.exception()
 
 
 def when_all_done(futures: Iterable[Bytes], call: Callable[[], object]) -> None:
-    """Call once when all futures are done, at once if there is none."""
+    """Call once when all futures, each named once, are done; at once if there is none."""
     waiting = list(futures)
     # One more than there are, so that it is called after the loop at the earliest.
     left = len(waiting) + 1

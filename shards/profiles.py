@@ -19,6 +19,7 @@ from numcodecs.shuffle import Shuffle
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
+from shards.lz4_blocks import decode_shuffled_lz4
 
 # Blosc's own thread pool takes a global lock; without it every call uses a private context,
 # releases the GIL and ignores the BLOSC_* environment variables, which could change stored bytes.
@@ -39,8 +40,12 @@ class Profile:
     codecs: tuple[dict[str, Any], ...]
     """Zarr v3 metadata of the codecs between ``bytes`` and ``crc32c``."""
     compress: Callable[[Integer[ndarray, "c c c"]], bytes]
-    decompress: Callable[[memoryview, Integer[ndarray, "c c c"]], None]
-    """Decodes into its second argument; raises CorruptShardError."""
+    decompress: Callable[[memoryview, Integer[ndarray, "c c c"]], int]
+    """Decodes into its second argument, and says how many bytes it copied beside that; raises
+    CorruptShardError."""
+
+
+_BLOSC_SIZES = struct.Struct("<III")
 
 
 def _check_size(found: int, expected: int, what: str) -> None:
@@ -48,17 +53,18 @@ def _check_size(found: int, expected: int, what: str) -> None:
         raise CorruptShardError(f"chunk states {found} {what}, expected {expected}")
 
 
-def _blosc_decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> None:
+def _blosc_decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> int:
     # Header of Blosc 1: nbytes at 4, cbytes at 12, little-endian uint32.
     if len(body) < 16:
         raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than a Blosc header")
-    nbytes, _, cbytes = struct.unpack_from("<III", body, 4)
+    nbytes, _, cbytes = _BLOSC_SIZES.unpack_from(body, 4)
     _check_size(nbytes, out.nbytes, "decoded bytes")
     _check_size(cbytes, len(body), "stored bytes")
     try:
         numcodecs.blosc.decompress(body, out)
     except (RuntimeError, ValueError) as exc:
         raise CorruptShardError(f"chunk does not decode ({exc})") from exc
+    return 0
 
 
 def _blosc(name: str, cname: str, clevel: int, item_bytes: int) -> Profile:
@@ -88,6 +94,20 @@ def _blosc(name: str, cname: str, clevel: int, item_bytes: int) -> Profile:
 
 
 _LZ4_ACCELERATION = 1
+_LZ4_SIZE = struct.Struct("<I")
+
+
+def lz4_block(body: memoryview, decoded: int) -> memoryview:
+    """The raw LZ4 block of a chunk of profile ``gpu``, which decodes to ``decoded`` bytes.
+
+    Raises:
+        CorruptShardError: the chunk states another size, or is too short to state any.
+    """
+    # numcodecs writes the decoded size, then the block.
+    if len(body) <= _LZ4_SIZE.size:
+        raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than an LZ4 header")
+    _check_size(_LZ4_SIZE.unpack_from(body)[0], decoded, "decoded bytes")
+    return body[_LZ4_SIZE.size :]
 
 
 def _shuffled_lz4(name: str, item_bytes: int) -> Profile:
@@ -98,14 +118,9 @@ def _shuffled_lz4(name: str, item_bytes: int) -> Profile:
         stored: bytes = numcodecs.lz4.compress(shuffle.encode(chunk), _LZ4_ACCELERATION)
         return stored
 
-    def decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> None:
-        # numcodecs writes the decoded size as a little-endian uint32, then one raw LZ4 block.
-        if len(body) < 5:
-            raise CorruptShardError(f"chunk of {len(body)} bytes is shorter than an LZ4 header")
-        (nbytes,) = struct.unpack_from("<I", body)
-        _check_size(nbytes, out.nbytes, "decoded bytes")
+    def decompress(body: memoryview, out: Integer[ndarray, "c c c"]) -> int:
         try:
-            shuffle.decode(numcodecs.lz4.decompress(body), out)
+            return decode_shuffled_lz4(lz4_block(body, out.nbytes), out, item_bytes)
         except (RuntimeError, ValueError) as exc:
             raise CorruptShardError(f"chunk does not decode ({exc})") from exc
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
@@ -92,19 +93,21 @@ def coalesce(
         max_gap: neighbours at most this far apart share a range.
         max_range: a range grows no longer than this, unless one piece is.
     """
-    groups: list[tuple[int, int, list[int]]] = []
-    starts = offsets.tolist()
-    sizes = nbytes.tolist()
-    for piece in np.argsort(offsets, kind="stable").tolist():
-        start, stop = starts[piece], starts[piece] + sizes[piece]
-        if groups:
-            first, last, pieces = groups[-1]
-            if start - last <= max_gap and stop - first <= max_range:
-                pieces.append(piece)
-                groups[-1] = (first, max(last, stop), pieces)
-                continue
-        groups.append((start, stop, [piece]))
-    return [ByteRange(start=a, stop=b, pieces=tuple(pieces)) for a, b, pieces in groups]
+    order = np.argsort(offsets, kind="stable")
+    starts = offsets[order]
+    stops = np.maximum.accumulate(starts + nbytes[order])
+    breaks = np.flatnonzero(starts[1:] - stops[:-1] > max_gap) + 1
+    ranges: list[ByteRange] = []
+    for first, last in pairwise([0, *breaks.tolist(), len(order)]):
+        # Close together all along: only the length ends a range. One step a range, not a piece.
+        at = first
+        while at < last:
+            within = np.searchsorted(stops[at:last], starts[at] + max_range, side="right")
+            end = at + max(1, int(within))
+            pieces = tuple(order[at:end].tolist())
+            ranges.append(ByteRange(start=int(starts[at]), stop=int(stops[end - 1]), pieces=pieces))
+            at = end
+    return ranges
 
 
 def _c_order(position: Int64[ndarray, "3 n"], grid: Int64[ndarray, " 3"]) -> Int64[ndarray, " n"]:

@@ -16,7 +16,7 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from shards.errors import CorruptShardError
-from shards.fetched import Bytes, Fetched, Piece
+from shards.fetched import Bytes, Fetched, Part
 from shards.fetcher import RangeFetcher
 from shards.plan import Item, Plan
 from shards.regions import OUTSIDE, ByteRange, Region, coalesce
@@ -104,20 +104,19 @@ class RangeSource:
     def _ask(self, item: Item, region: Region, *, fresh: bool) -> tuple[Fetched, int]:
         offsets, nbytes = self._rows.chunks(item.sample)
         wanted, sizes = touched(region, nbytes, item.sample)
-        at = offsets[region.chunks[wanted]]
-        pieces: list[Piece | None] = [None] * len(region.chunks)
+        at, places = offsets[region.chunks[wanted]], region.places[wanted]
         path, total = self._rows.shard(item.sample), 0
+        parts: list[Part] = []
         spans = coalesce(at, sizes)
         for span in spans:
             length = span.stop - span.start
             total += length
             answer = self._fetcher.submit(path, span.start, length, item.index, fresh=fresh)
-            for n in span.pieces:
-                start = int(at[n]) - span.start
-                pieces[wanted[n]] = Piece(range=answer, start=start, nbytes=int(sizes[n]))
+            own = list(span.pieces)
+            parts.append(_part(answer, places[own], at[own] - span.start, sizes[own]))
         self._stats.count(ranges=len(spans), bytes_asked=total)
         self._stats.add("fetch", items=1, nbytes=total)
-        return Fetched(places=region.places, pieces=pieces), total
+        return Fetched(parts=parts, absent=_absent(region, wanted)), total
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,10 +131,15 @@ class _Held:
     """Offset of each chunk in its range."""
     nbytes: Int32[ndarray, " n"]
 
-    def piece(self, chunk: int) -> Piece:
-        """A stored chunk."""
-        answer = self.ranges[int(self.range_of[chunk])]
-        return Piece(range=answer, start=int(self.start[chunk]), nbytes=int(self.nbytes[chunk]))
+    def parts(self, chunks: Int64[ndarray, " w"], places: Int64[ndarray, " w"]) -> list[Part]:
+        """Stored chunks and where they go, by the range that brings them."""
+        number = self.range_of[chunks]
+        parts = []
+        for n in np.unique(number).tolist():
+            own = np.flatnonzero(number == n)
+            mine = chunks[own]
+            parts.append(_part(self.ranges[n], places[own], self.start[mine], self.nbytes[mine]))
+        return parts
 
     @property
     def stored_bytes(self) -> int:
@@ -172,11 +176,9 @@ class StreamSource:
             self._ask_for_run(item)
         held = self._held[item.volume]
         wanted, _ = touched(region, held.nbytes, item.sample)
-        pieces: list[Piece | None] = [None] * len(region.chunks)
-        for n in wanted.tolist():
-            pieces[n] = held.piece(int(region.chunks[n]))
+        parts = held.parts(region.chunks[wanted], region.places[wanted])
         self._stats.add("fetch", items=1)
-        return Fetched(places=region.places, pieces=pieces)
+        return Fetched(parts=parts, absent=_absent(region, wanted))
 
     def fetch_again(self, item: Item, region: Region) -> Fetched:
         """See ``ChunkSource``."""
@@ -258,6 +260,23 @@ def _spread(values: ndarray, places: Int64[ndarray, " n"], size: int) -> ndarray
     spread = np.full(size, -1, dtype=values.dtype)
     spread[places] = values
     return spread
+
+
+def _part(
+    answer: Bytes,
+    places: Int64[ndarray, " w"],
+    starts: Int64[ndarray, " w"],
+    nbytes: Int32[ndarray, " w"],
+) -> Part:
+    return Part(
+        range=answer, places=places.tolist(), starts=starts.tolist(), nbytes=nbytes.tolist()
+    )
+
+
+def _absent(region: Region, wanted: Int64[ndarray, " w"]) -> list[int]:
+    """Places of a region where nothing is stored."""
+    places: list[int] = np.delete(region.places, wanted).tolist()
+    return places
 
 
 def touched(

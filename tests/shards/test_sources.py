@@ -9,7 +9,7 @@ import pytest
 from shards.chunk_rows import DatasetChunks
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError
-from shards.fetched import Fetched, Piece
+from shards.fetched import Fetched, Part
 from shards.modes import choose
 from shards.plan import Plan, PlanConfig
 from shards.regions import cover
@@ -82,12 +82,14 @@ def test_pieces_are_the_stored_chunks(folder, mode):
         region = setup.region(item)
         offsets, nbytes = setup.rows.chunks(item.sample)
         data = (folder / setup.rows.shard(item.sample)).read_bytes()
-        for chunk, piece in zip(region.chunks.tolist(), fetched.pieces, strict=True):
+        stored = {place: bytes(chunk) for place, chunk in fetched.stored()}
+        assert sorted([*stored, *fetched.absent]) == sorted(region.places.tolist())
+        for chunk, place in zip(region.chunks.tolist(), region.places.tolist(), strict=True):
             if chunk < 0 or not nbytes[chunk]:
-                assert piece is None
+                assert place in fetched.absent
             else:
                 start = int(offsets[chunk])
-                assert bytes(piece.result()) == data[start : start + int(nbytes[chunk])]
+                assert stored[place] == data[start : start + int(nbytes[chunk])]
 
 
 # An epoch is 16 volumes, so 32 sets; runs of 4 of about 0.5 MB each, in 2 shards of 8.
@@ -180,17 +182,24 @@ def test_a_chunk_table_that_is_too_short_is_said(folder):
 
 def test_fetched_is_done_when_all_ranges_are():
     first, second = Future(), Future()
-    pieces = [Piece(range=f, start=0, nbytes=1) for f in (first, second, first)]
-    fetched = Fetched(places=np.arange(4), pieces=[*pieces, None])
+    parts = [
+        Part(range=first, places=[0, 2], starts=[0, 1], nbytes=[1, 2]),
+        Part(range=second, places=[1], starts=[0], nbytes=[1]),
+    ]
+    fetched = Fetched(parts=parts, absent=[3])
     calls = []
     fetched.when_done(lambda: calls.append(1))
-    first.set_result(memoryview(b"x"))
+    first.set_result(memoryview(b"xyz"))
     assert calls == []
     second.set_exception(OSError("reset"))
     assert calls == [1]
     fetched.wait()
-    assert bytes(pieces[0].result()) == b"x"
+    stored = fetched.stored()
+    assert [(n, bytes(chunk)) for n, chunk in (next(stored), next(stored))] == [
+        (0, b"x"),
+        (2, b"yz"),
+    ]
     with pytest.raises(OSError, match="reset"):
-        pieces[1].result()
-    Fetched(places=np.arange(1), pieces=[None]).when_done(lambda: calls.append(2))
+        next(stored)
+    Fetched(parts=[], absent=[0]).when_done(lambda: calls.append(2))
     assert calls == [1, 2]

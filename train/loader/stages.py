@@ -170,10 +170,7 @@ class StageBench:
 
     def _stored(self, number: int) -> Iterator[tuple[int, memoryview]]:
         """Places in the slot and stored bytes of one set's chunks."""
-        fetched = self._fetched[number]
-        for place, piece in zip(fetched.places.tolist(), fetched.pieces, strict=True):
-            if piece is not None:
-                yield place, piece.result()
+        yield from self._fetched[number].stored()
 
     @contextmanager
     def _slot(self) -> Iterator[Int16[ndarray, "n c c c"]]:
