@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 
 from coralbay.views import ViewRecipe
 from shards.decoding import ChunkDecoder
@@ -26,6 +26,7 @@ from train.loader.process import ProcessSupply
 from train.loader.reference import ReferenceRenderer
 from train.loader.ring import Event
 from train.loader.settings import LoaderConfig
+from train.loader.slices import SliceRenderer
 from train.loader.supply import FeedSettings, Supply, ThreadSupply
 
 QUEUED_BATCHES = 3
@@ -37,14 +38,14 @@ class Batch:
     """The views of a batch of sets, on the loader's device.
 
     Attributes:
-        views: ``[globals, locals]``, values in [0, 1]; rows are view-major: view 0 of every set,
-            then view 1.
+        views: ``[globals, locals]``, values in [0, 1], or HU where int16 was asked for; rows are
+            view-major: view 0 of every set, then view 1.
         keys: sample of each set.
         indices: its position in the plan.
         epoch: of the first set.
     """
 
-    views: list[Float[torch.Tensor, "_vb 1 _d _h _w"]]
+    views: list[Float[torch.Tensor, "_vb 1 _d _h _w"] | Int16[torch.Tensor, "_vb 1 _d _h _w"]]
     keys: list[str]
     indices: list[int]
     epoch: int
@@ -247,6 +248,11 @@ class CTLoader:
                 device=torch.device("cuda" if self.config.device == "gpu" else "cpu"),
                 dtype=getattr(torch, self.config.precision),
             )
+        if self.config.loader == "slices":
+            return SliceRenderer(
+                views=self.views, pull=pull, dtype=getattr(torch, self.config.precision)
+            )
+        assert self.config.precision != "int16"  # the settings say so
         from train.loader.graph import DaliRenderer
 
         return DaliRenderer(
