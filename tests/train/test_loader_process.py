@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.loader_feed import measure
+from coralbay.recipes import tiny
 from coralbay.views import ViewRecipe, ViewSpec
 from shards.errors import ShardError
 from shards.stats import Stats
@@ -28,6 +31,7 @@ from train.loader.messages import Failed
 from train.loader.ring import GARBAGE_HU
 from train.loader.settings import LoaderConfig
 from train.loader.supply import FeedSettings
+from train.presets import configure
 
 VIEWS = ViewRecipe(
     global_=ViewSpec(size=64, extent=(48.0, 65.0), count=1),
@@ -408,3 +412,16 @@ def test_a_fork_is_told_and_does_not_disturb_the_loader(program):
     assert "after a fork" in " ".join(words)
     child, _ = map(int, begun.stdout.readline().split())
     assert running(child)
+
+
+def test_the_benchmark_of_the_feeds_measures_both(dataset):
+    config = replace(configure("tiny", str(dataset), batch_size=1, loader="reference"),
+                     recipe=replace(tiny(), views=VIEWS), device="cpu")  # fmt: skip
+    found = measure(config, ["python"], rounds=1, seconds=0.1)["consumers"]["python"]
+    assert set(found["arms"]) == {"threads", "subprocess", "cached"}
+    for turn in (found["arms"][feed] for feed in FEEDS):
+        assert turn["steps_per_s"] > 0
+        assert 0 <= turn["data_wait"] < 1
+    [ratio] = found["subprocess_of_threads_each"]
+    rates = [found["arms"][feed]["steps_per_s"] for feed in ("subprocess", "threads")]
+    assert ratio == rates[0] / rates[1]

@@ -142,6 +142,19 @@ def test_pretrain_then_resume(
     assert (config["preset"], config["loader"], config["batch_size"]) == ("little", "dali", 1)
 
 
+def test_the_feed_changes_no_step(shards: Path, tmp_path: Path) -> None:
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert pretrain(shards, whole, "--steps", "2") == 0
+    assert pretrain(shards, pieces, "--steps", "1") == 0
+    assert main(["resume", str(pieces), "--steps", "1", "--feed", "subprocess"]) == 0
+    losses = []
+    for run in (whole, pieces):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_a_checkpoint_and_ends(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
