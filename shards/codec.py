@@ -236,7 +236,16 @@ def decode_chunk(
         CorruptShardError: checksum, sizes or compressed stream are wrong.
     """
     chosen = get_profile(profile) if isinstance(profile, str) else profile
-    return chosen.decompress(_open(buf, "chunk"), out)
+    return chosen.decompress(chunk_body(buf), out)
+
+
+def chunk_body(buf: bytes | memoryview) -> memoryview:
+    """What the profile's codecs made of one stored chunk: the bytes before its checksum.
+
+    Raises:
+        CorruptShardError: they fail it.
+    """
+    return _open(buf, "chunk")
 
 
 def decode_padded(

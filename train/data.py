@@ -47,6 +47,8 @@ class StreamConfig:
     """Where shards from a remote storage are kept, in a folder that processes may share."""
     cache_gib: float = 100.0
     """Most that the folder may hold."""
+    decode_on: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where chunks are decoded; auto: on the GPU if DALI can, which takes shards of profile gpu."""
     feed: Literal["threads", "subprocess"] = "threads"
     """Where fetching and decoding run: threads of this process, or a subprocess."""
 

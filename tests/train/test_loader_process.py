@@ -146,7 +146,12 @@ class LateEvent:
 def test_a_slot_stays_as_it_is_until_its_event_has_passed(dataset):
     loader = make(dataset, prefetch=1)
     settings = FeedSettings(
-        views=VIEWS, config=loader.config, resampler="resize", step=0, quarantine=()
+        views=VIEWS,
+        config=loader.config,
+        resampler="resize",
+        decode_on="cpu",
+        step=0,
+        quarantine=(),
     )
     supply = process.ProcessSupply(settings, loader.inputs, 4, Stats())
     try:

@@ -100,7 +100,7 @@ print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
 
 
 DATA_FLAGS = "holdout split-seed weights where "
-STREAM_FLAGS = "cache-dir cache-gib feed held-mib in-flight mode "
+STREAM_FLAGS = "cache-dir cache-gib decode-on feed held-mib in-flight mode "
 FLAGS = {
     "pretrain": DATA_FLAGS + STREAM_FLAGS + "batch-size checkpoint-every device json loader preset "
     "run seed shards steps threads total-steps",

@@ -19,6 +19,7 @@ from shards.decoding import ChunkDecoder
 from shards.stats import Stats
 from train.errors import CheckpointError
 from train.loader.feed import Loaded, Quarantined
+from train.loader.filling import choose_decode_on
 from train.loader.inputs import Inputs
 from train.loader.machine import require_dali, require_shared_memory
 from train.loader.params import Resampler
@@ -84,6 +85,7 @@ class CTLoader:
         dataset: of the inputs.
         plan: of the inputs: the sequence of visits.
         decoder: decodes regions, where they are decoded in threads.
+        decode_on: where chunks are decoded; ``gpu``: by the graph.
         stats: counters, and time by stage: ``plan``, ``fetch``, ``decode`` (``Waits`` says what
             the last two wait for), ``graph`` (up: for decoded sets; down: for the consumer).
 
@@ -104,6 +106,7 @@ class CTLoader:
         self.inputs = Inputs(url, views, config, self.stats)
         self.dataset, self.plan = self.inputs.dataset, self.inputs.plan
         self.decoder = ChunkDecoder(self.inputs.profile, self.stats)
+        self.decode_on = choose_decode_on(config, self.inputs.profile)
         self._step = 0
         self._quarantine: dict[Quarantined, int] = {}
         self._running: _Running | None = None
@@ -221,6 +224,7 @@ class CTLoader:
             views=self.views,
             config=config,
             resampler=self.resampler,
+            decode_on=self.decode_on,
             step=self._step,
             quarantine=tuple(self._quarantine),
         )
@@ -261,6 +265,7 @@ class CTLoader:
             batch_size=self.config.batch_size,
             pull=lambda: [loaded.slot for loaded in pull()],
             device=self.config.device,
+            decode_on=self.decode_on,
             resampler=self.resampler,
             precision=self.config.precision,
             threads=threads or min(self.config.threads, os.cpu_count() or 1),

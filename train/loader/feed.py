@@ -21,7 +21,6 @@ from numpy import ndarray
 
 from coralbay.views import N_UNIFORMS, ViewDraws, ViewRecipe, draw_views
 from shards.chunk_tables import ChunkTables
-from shards.decoding import ChunkDecoder
 from shards.errors import CorruptShardError, ServiceError, ShardError
 from shards.fetched import Fetched
 from shards.plan import Item, Plan, PlanSamples
@@ -30,6 +29,7 @@ from shards.rng import VIEWS, uniforms
 from shards.sources import ChunkSource
 from shards.stats import Stats
 from train.errors import BadDataError
+from train.loader.filling import SlotFiller
 from train.loader.params import Resampler, pack_params
 from train.loader.ring import FreeSlots
 from train.loader.slots import Slot
@@ -136,31 +136,31 @@ class Loader:
 
     Args:
         source: where damaged bytes are asked for again.
-        decoder: of the dataset.
+        filler: what puts chunks into a slot.
         views: what a set is.
         resampler: how view parameters are packed.
     """
 
     def __init__(
-        self, source: ChunkSource, decoder: ChunkDecoder, views: ViewRecipe, resampler: Resampler
+        self, source: ChunkSource, filler: SlotFiller, views: ViewRecipe, resampler: Resampler
     ) -> None:
         self._source = source
-        self._decoder = decoder
+        self._filler = filler
         self._sizes = views.sizes
         self._resampler = resampler
 
     def load(self, visit: Visit, fetched: Fetched, slot: Slot) -> None:
-        """Decode one visit into a slot, and put its view parameters beside it.
+        """Put one visit's chunks into a slot, and put its view parameters beside it.
 
         Raises:
             ShardError, OSError: its sample cannot be read.
         """
         try:
-            self._decoder.decode(fetched, slot.chunks)
+            self._filler.fill(fetched, slot)
         except CorruptShardError:
             # Damaged on the way, or in a cache: what the storage itself says now decides.
             again = self._source.fetch_again(visit.item, visit.region)
-            self._decoder.decode(again, slot.chunks)
+            self._filler.fill(again, slot)
         origin = visit.region.origin_zyx
         slot.params[:] = pack_params(visit.draws, origin, self._sizes, self._resampler)
 

@@ -1,7 +1,7 @@
 """The DALI graph: slots in, views out. The same builder serves the CPU and the GPU.
 
 Nothing random happens here: every parameter is drawn in Python and arrives as data, so resuming
-needs no state of DALI's. Only this module imports DALI.
+needs no state of DALI's. Only this module and ``inflate`` import DALI.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from nvidia.dali import Pipeline, fn, math, types
 from torch.utils.dlpack import from_dlpack
 
 from coralbay.views import ViewRecipe
+from train.loader import inflate
+from train.loader.filling import DecodeOn
 from train.loader.params import GAIN, GAMMA, LOW_HU, N_WINDOW, OFFSET, WIDTH_HU, Resampler
 from train.loader.slots import Slot
 
@@ -33,6 +35,7 @@ def build_graph(
     pull: Callable[[], Sequence[Slot]],
     device: Literal["cpu", "gpu"],
     resampler: Resampler,
+    decode_on: DecodeOn = "cpu",
     precision: Precision = "float16",
     threads: int = 2,
 ) -> Any:
@@ -46,6 +49,7 @@ def build_graph(
             which must stay untouched until that run's output has been returned.
         device: where the resampling and everything after it runs.
         resampler: which operator resamples.
+        decode_on: ``gpu`` if slots hold stored chunks.
         precision: of the outputs.
         threads: CPU threads of DALI.
     """
@@ -58,19 +62,27 @@ def build_graph(
         exec_dynamic=True,  # outputs own their memory: they are not overwritten by the next run
     )
 
-    def source() -> tuple[list[Any], list[Any]]:
+    inflating = decode_on == "gpu"
+
+    def source() -> tuple[list[Any], ...]:
         slots = pull()
-        return [slot.chunks for slot in slots], [slot.params for slot in slots]
+        chunks = inflate.inputs(slots) if inflating else ([slot.chunks for slot in slots],)
+        return *chunks, [slot.params for slot in slots]
 
     with pipeline:
-        chunks, params = fn.external_source(
+        *fed, params = fn.external_source(
             source=source,
-            num_outputs=2,
-            dtype=[types.INT16, types.FLOAT],
-            ndim=[6, 2],
+            num_outputs=3 if inflating else 2,
+            dtype=[*(inflate.INPUT_TYPES if inflating else [types.INT16]), types.FLOAT],
+            ndim=[*(inflate.INPUT_NDIM if inflating else [6]), 2],
             no_copy=True,
         )
-        region = _assemble(chunks.gpu() if on_gpu else chunks, chunks_shape)
+        if inflating:
+            stored, table = fed
+            chunks = inflate.inflate(stored, table, chunks_shape)
+        else:
+            chunks = fed[0].gpu() if on_gpu else fed[0]
+        region = _assemble(chunks, chunks_shape)
         intensity = params.gpu() if on_gpu else params
         pipeline.set_outputs(
             *(

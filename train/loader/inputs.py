@@ -26,6 +26,7 @@ from shards.stats import Stats
 from train.data import DataConfig
 from train.errors import UsageError
 from train.loader.feed import Scheduler
+from train.loader.filling import PROFILE, spare_bytes
 from train.loader.params import N_PARAMS
 from train.loader.settings import LoaderConfig
 from train.loader.slots import SlotLayout
@@ -88,8 +89,11 @@ class Inputs:
     @property
     def slot_layout(self) -> SlotLayout:
         """What a slot holds."""
+        on_gpu = self.profile == PROFILE and self._config.device == "gpu"
         return SlotLayout(
-            chunks_shape=self.chunks_shape, params_shape=(self._views.n_views, N_PARAMS)
+            chunks_shape=self.chunks_shape,
+            params_shape=(self._views.n_views, N_PARAMS),
+            spare_bytes=spare_bytes(self.chunks_shape) if on_gpu else 0,
         )
 
     @property

@@ -25,6 +25,7 @@ from shards.stats import Stats
 from shards.store import Store, get_range
 from train.loader.base import QUEUED_BATCHES, CTLoader
 from train.loader.feed import Loaded, Loader, Visit
+from train.loader.filling import make_filler
 from train.loader.ring import SlotRing
 
 N_SETS = 16
@@ -190,7 +191,8 @@ class StageBench:
             pinned=self._loader.config.device == "gpu",
         )
         source = self._loader.inputs.source(self._fetcher, Stats())
-        loader = Loader(source, self._decoder, self._loader.views, self._loader.resampler)
+        filler = make_filler(self._loader.decode_on, self._decoder, Stats())
+        loader = Loader(source, filler, self._loader.views, self._loader.resampler)
         loaded = []
         for n in range(size * QUEUED_BATCHES):
             visit, slot = self._visits[n % N_SETS], ring.wait()

@@ -15,6 +15,7 @@ from coralbay.views import ViewRecipe
 from shards.decoding import ChunkDecoder
 from shards.stats import Stats
 from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined
+from train.loader.filling import DecodeOn, make_filler
 from train.loader.inputs import Inputs
 from train.loader.params import Resampler
 from train.loader.ring import Event, FreeSlots, SlotRing
@@ -52,6 +53,7 @@ class FeedSettings:
     views: ViewRecipe
     config: LoaderConfig
     resampler: Resampler
+    decode_on: DecodeOn
     step: int
     """The first one to load."""
     quarantine: tuple[Quarantined, ...]
@@ -90,7 +92,12 @@ def open_feed(
     return Feed(
         scheduler=inputs.scheduler,
         source=source,
-        loader=Loader(source, decoder, settings.views, settings.resampler),
+        loader=Loader(
+            source,
+            make_filler(settings.decode_on, decoder, stats),
+            settings.views,
+            settings.resampler,
+        ),
         ring=slots,
         indices=settings.indices(),
         limits=feed_limits(inputs, settings.config),
