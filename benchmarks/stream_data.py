@@ -61,11 +61,11 @@ def make_data(ct_data: Path, folder: Path) -> Path:
     bucket = folder / BUCKET
     missing = [name for name in DATASETS if not (bucket / name / "manifest.json").exists()]
     if missing:
-        source = Dataset.open(_build_source(ct_data, folder / ".source"))
+        source = Dataset.open(build_source(ct_data, folder / ".source", SPACING_MM))
         encoded = list(_encode_variants(list(source)))
         for name in missing:
             (bucket / name).mkdir(parents=True, exist_ok=True)
-            _write_dataset(bucket / name, DATASETS[name], encoded, source.manifest.contract)
+            write_dataset(bucket / name, DATASETS[name], encoded, source.manifest.contract)
     return bucket
 
 
@@ -85,17 +85,20 @@ def describe(bucket: Path) -> dict[str, Any]:
     return found
 
 
-def _build_source(ct_data: Path, folder: Path) -> Path:
+def build_source(ct_data: Path, folder: Path, spacing_mm: float) -> Path:
+    """The two real CT as a dataset, built once."""
     if not (folder / "manifest.json").exists():
         command = [sys.executable, "-c", "from ingest.cli import entry; entry()", "build-shards"]
         raw = [str(ct_data / name) for name in SOURCES]
-        flags = ["--spacing-mm", str(SPACING_MM), "--profile", PROFILE]
+        flags = ["--spacing-mm", str(spacing_mm), "--profile", PROFILE]
         subprocess.run([*command, *raw, str(folder), *flags], check=True, stdout=sys.stderr)
     return folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Encoded:
+class Encoded:
+    """A volume as stored, to be put under any key."""
+
     meta: SampleMeta
     sample: EncodedSample
 
@@ -112,16 +115,16 @@ class _Encoded:
         )
 
 
-def _encode_variants(samples: Sequence[Sample]) -> Iterator[_Encoded]:
+def _encode_variants(samples: Sequence[Sample]) -> Iterator[Encoded]:
     for number, sample in itertools.product(range(VARIANTS), samples):
         print(f"encoding variant {number + 1} of {VARIANTS}", file=sys.stderr)
-        yield _variant(sample, number)
+        yield variant(sample, number, cut=7 * number)
 
 
-def _variant(sample: Sample, number: int) -> _Encoded:
-    """Mirrored along y and x as the bits of ``number`` say, without its first 7 n voxels."""
-    hu = sample.hu[7 * number :, 7 * number :, 7 * number :]
-    hu = np.ascontiguousarray(hu[:, :: -1 if number & 1 else 1, :: -1 if number & 2 else 1])
+def variant(sample: Sample, number: int, cut: int = 0) -> Encoded:
+    """Mirrored along y, x and z as the bits of ``number`` say, without its first voxels."""
+    along_y, along_x, along_z = (slice(None, None, -1 if number >> n & 1 else 1) for n in range(3))
+    hu = np.ascontiguousarray(sample.hu[cut:, cut:, cut:][along_z, along_y, along_x])
     z, y, x = hu.shape
     meta = replace(
         sample.meta,
@@ -129,12 +132,13 @@ def _variant(sample: Sample, number: int) -> _Encoded:
         body_box_zyx=((0, z), (0, y), (0, x)),
         content_sha256=content_sha256(hu, sample.affine),
     )
-    return _Encoded(meta=meta, sample=encode_sample(meta, hu, PROFILE))
+    return Encoded(meta=meta, sample=encode_sample(meta, hu, PROFILE))
 
 
-def _write_dataset(
-    folder: Path, shape: Shape, encoded: Sequence[_Encoded], contract: Contract
+def write_dataset(
+    folder: Path, shape: Shape, encoded: Sequence[Encoded], contract: Contract
 ) -> None:
+    """Write and publish a dataset of a shape; the volumes come round again under other keys."""
     results: list[ShardResult] = []
     source = itertools.cycle(encoded)
     for number in range(shape.shards):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.stream_protocol import Delivered, keep_answers_apart, say, serve
+from benchmarks.stream_protocol import Arrived, Delivered, keep_answers_apart, say, serve
 
 
 def no_views_loader(url: str, options: argparse.Namespace) -> Any:
@@ -69,18 +69,18 @@ class NoViews:
         box = base_box(loaded, self._side).copy() if self._copy else None
         visit = loaded.visit
         start = visit.item.box_start_zyx
-        return Delivered(visit.key, start, partial(_same, box))
+        return Delivered(partial(_same, box), visit.key, start)
 
 
-def _same(box: Any) -> Any:
-    return box
+def _same(found: Any) -> Any:
+    return found
 
 
-def regions(options: argparse.Namespace) -> Iterator[list[Delivered]]:
+def regions(options: argparse.Namespace) -> Iterator[Arrived]:
     """Decoded regions, a batch at a time."""
     with no_views_loader(options.url, options) as loader:
         for _ in loader:
-            yield loader.last.delivered
+            yield Arrived(len(loader.last.delivered), partial(_same, loader.last.delivered))
 
 
 def first_batch(options: argparse.Namespace) -> None:

@@ -3,8 +3,9 @@
 A loader runs in the environment that it needs, and stands still between its turns, so that all of
 them can take turns on one machine. This file imports nothing but the standard library.
 
-Commands: ``{"do": "run", "warm_s": 2, "measure_s": 4}`` and ``{"do": "check", "regions": 3}``; the
-end of the input ends the process.
+Commands: ``{"do": "run", "warm_s": 2, "measure_s": 4}`` and ``{"do": "check", "units": 3, "folder":
+"/tmp/x"}``; the end of the input ends the process. A unit is what is counted: a region, or a set of
+views.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +28,15 @@ PATIENCE_S = 10
 
 
 class Array(Protocol):
-    """An int16 numpy array of one box."""
+    """A numpy array of one box."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of its voxels."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(z, y, x)."""
 
     def tobytes(self) -> bytes:
         """Its voxels in C order."""
@@ -36,54 +44,75 @@ class Array(Protocol):
 
 @dataclass(frozen=True)
 class Delivered:
-    """A region that has arrived."""
+    """A box that has arrived."""
 
-    key: str
-    """Of its volume."""
-    start_zyx: tuple[int, int, int]
-    """First voxel of its box; negative where it is padded."""
     box: Callable[[], Array]
     """Gives the box alone; slow for a loader that hands over whole chunks."""
+    key: str | None = None
+    """Of its volume, if the loader says it."""
+    start_zyx: tuple[int, int, int] | None = None
+    """Its first voxel, if the loader says it; negative where it is padded."""
 
 
-def serve(regions: Iterator[list[Delivered]], **facts: Any) -> None:
+@dataclass(frozen=True)
+class Arrived:
+    """Some units at a time."""
+
+    units: int
+    boxes: Callable[[], Sequence[Delivered]]
+    """What they hold; asked for by checks alone, before the next ones are taken."""
+
+
+def serve(arrivals: Iterator[Arrived], **facts: Any) -> None:
     """Answer commands until the input ends.
 
     Args:
-        regions: gives regions as they arrive, some at a time.
+        arrivals: gives units as they arrive.
         facts: said of this loader before anything else.
     """
     say(**facts)
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "run":
-            say(**_run(regions, command["warm_s"], command["measure_s"]))
+            say(**_run(arrivals, command["warm_s"], command["measure_s"]))
         else:
-            say(regions=_check(regions, command["regions"]))
+            say(**_check(arrivals, command["units"], Path(command["folder"])))
 
 
-def _run(regions: Iterator[list[Delivered]], warm_s: float, measure_s: float) -> dict[str, Any]:
-    """Take regions as fast as they come; count between two arrivals, after a while."""
+def _run(arrivals: Iterator[Arrived], warm_s: float, measure_s: float) -> dict[str, Any]:
+    """Take units as fast as they come; count between two arrivals, after a while."""
     start = time.perf_counter()
     first, warm = start, 0
     while first < start + warm_s:
-        warm += len(next(regions))
+        warm += next(arrivals).units
         first = time.perf_counter()
     count, now = 0, first
     while now < first + measure_s:
-        count += len(next(regions))
+        count += next(arrivals).units
         now = time.perf_counter()
-    return {"regions": count, "seconds": now - first, "regions_all": warm + count}
+    return {"units": count, "seconds": now - first, "units_all": warm + count}
 
 
-def _check(regions: Iterator[list[Delivered]], count: int) -> list[dict[str, Any]]:
-    """What arrived, in a form that others can compare: CRC-32 of the box's bytes."""
+def _check(arrivals: Iterator[Arrived], least: int, folder: Path) -> dict[str, Any]:
+    """What arrived, ``least`` units or some more, as files of voxels that others can compare."""
+    units = 0
     found: list[dict[str, Any]] = []
-    while len(found) < count:
-        for region in next(regions):
-            crc = zlib.crc32(region.box().tobytes())
-            found.append({"key": region.key, "start_zyx": region.start_zyx, "crc32": crc})
-    return found[:count]
+    while units < least:
+        arrived = next(arrivals)
+        units += arrived.units
+        for delivered in arrived.boxes():
+            box, file = delivered.box(), folder / f"{len(found)}.box"
+            file.write_bytes(box.tobytes())
+            found.append(
+                {
+                    "file": str(file),
+                    "dtype": str(box.dtype),
+                    "shape": list(box.shape),
+                    "key": delivered.key,
+                    "start_zyx": delivered.start_zyx,
+                }
+            )
+    return {"units": units, "boxes": found}
 
 
 def say(**answer: Any) -> None:
@@ -133,13 +162,12 @@ class Subject:
         self.facts = self._answer()
 
     def run(self, warm_s: float, measure_s: float) -> dict[str, Any]:
-        """Regions and seconds of one turn."""
+        """Units and seconds of one turn."""
         return self._ask(do="run", warm_s=warm_s, measure_s=measure_s)
 
-    def check(self, regions: int) -> list[dict[str, Any]]:
-        """Key, start and CRC-32 of some regions."""
-        found: list[dict[str, Any]] = self._ask(do="check", regions=regions)["regions"]
-        return found
+    def check(self, units: int, folder: Path) -> dict[str, Any]:
+        """How many units came, and their boxes: file, dtype, shape, and key and start if known."""
+        return self._ask(do="check", units=units, folder=str(folder))
 
     def cpu_s(self) -> float:
         """Processor time so far of all its processes, also of those that have ended."""

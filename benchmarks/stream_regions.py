@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -128,9 +127,9 @@ def one_turn(server: Emulator, subject: Subject) -> dict[str, float]:
     settle(server)  # as much is ready now as was before
     after = server.counters() - before
     cpu, server_cpu = subject.cpu_s() - cpu, sum(map(process_cpu_s, server.pids)) - server_cpu
-    regions = found["regions_all"]
+    regions = found["units_all"]
     return {
-        "regions_per_s": round(found["regions"] / found["seconds"], 2),
+        "regions_per_s": round(found["units"] / found["seconds"], 2),
         "cpu_ms_per_region": round(1e3 * cpu / regions, 2),
         "server_cpu_ms_per_region": round(1e3 * server_cpu / regions, 2),
         "mb_per_region": round(after.bytes_sent / regions / 1e6, 2),
@@ -155,12 +154,13 @@ def check(server: Emulator, bucket: Path, name: str, case: Case) -> int:
         RuntimeError: one was not.
     """
     more = ("--copy",) if name in OURS else ()
-    with _started(server, name, case, *more) as subject:
-        found = subject.check(4)
-    for box in found:
-        expected = zlib.crc32(_box(bucket / "wide", box["key"], tuple(box["start_zyx"])).tobytes())
-        if box["crc32"] != expected:
-            raise RuntimeError(f"{name}: box {box} is not that of the volume")
+    with tempfile.TemporaryDirectory(prefix="coralbay-bench-") as scratch:
+        with _started(server, name, case, *more) as subject:
+            found = subject.check(4, Path(scratch))["boxes"]
+        for box in found:
+            expected = _box(bucket / "wide", box["key"], tuple(box["start_zyx"]))
+            if Path(box["file"]).read_bytes() != expected.tobytes():
+                raise RuntimeError(f"{name}: box {box} is not that of the volume")
     return len(found)
 
 

@@ -7,18 +7,22 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.stream_protocol import Delivered
+from benchmarks.stream_protocol import Arrived, Delivered
 from shards.codec import chunk_grid, decode_chunk, parse_zarr_metadata, read_chunk_index
 
 AIR_HU = -1024
 
 
-def deliver(key: str, starts: np.ndarray, boxes: np.ndarray) -> list[Delivered]:
+def deliver(key: str, starts: np.ndarray, boxes: np.ndarray) -> Arrived:
     """Boxes (k, side, side, side) and their starts (k, 3), as they arrived."""
-    return [
-        Delivered(str(key), tuple(start), partial(np.asarray, box))
-        for start, box in zip(starts.tolist(), boxes, strict=True)
-    ]
+
+    def each() -> list[Delivered]:
+        return [
+            Delivered(partial(np.asarray, box), str(key), tuple(start))
+            for start, box in zip(starts.tolist(), boxes, strict=True)
+        ]
+
+    return Arrived(len(boxes), each)
 
 
 def draw_starts(rng: np.random.Generator, shape: tuple[int, ...], side: int, k: int) -> np.ndarray:

@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.stream_protocol import Delivered, keep_answers_apart, serve
+from benchmarks.stream_protocol import Arrived, keep_answers_apart, serve
 
 
-def batches(options: argparse.Namespace) -> Iterator[list[Delivered]]:
+def batches(options: argparse.Namespace) -> Iterator[Arrived]:
     """The boxes of a volume at a time."""
     import numpy as np
     from nvidia.dali import fn, pipeline_def, types
@@ -41,7 +41,7 @@ def batches(options: argparse.Namespace) -> Iterator[list[Delivered]]:
     pipe.build()
     rng = np.random.default_rng(0)
 
-    def volume(record: bytes, array: bytes, shard) -> list[Delivered]:
+    def volume(record: bytes, array: bytes, shard) -> Arrived:
         starts, boxes = read_boxes(array, shard, rng, options.side, options.k)
         return deliver(json.loads(record)["key"], starts, boxes)
 

@@ -9,10 +9,10 @@ import argparse
 import os
 from collections.abc import Iterator
 
-from benchmarks.stream_protocol import Delivered, keep_answers_apart, serve
+from benchmarks.stream_protocol import Arrived, keep_answers_apart, serve
 
 
-def batches(options: argparse.Namespace) -> Iterator[list[Delivered]]:
+def batches(options: argparse.Namespace) -> Iterator[Arrived]:
     """The boxes of a volume at a time."""
     import numpy as np
     import torch
