@@ -14,13 +14,14 @@ FUZZ_CASES ?= 12000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream golden golden-table fuzz soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream bench-guard golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo             phantom archive -> shards -> a few DINO steps (RAW=/archive: your own)"
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
+	@echo "make bench-guard      exact counters of the hot path against the recorded ones (RECORD=\"why\")"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make bench-scale      loading a simulated million series for planning: seconds and memory"
 	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
@@ -74,6 +75,9 @@ bench-scale: $(READY)
 
 bench-ingest: $(READY)
 	$(BIN)/python -m benchmarks.ingest --out benchmarks/results/ingest.json
+
+bench-guard: $(READY)
+	$(BIN)/python -m benchmarks.guard $(if $(RECORD),--record '$(RECORD)')
 
 # Other loaders live in an environment of their own; they want other versions than ours.
 PEERS := runs/peers
