@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from train.loader.messages import Failed
 from train.loader.ring import GARBAGE_HU
 from train.loader.settings import LoaderConfig
 from train.loader.supply import FeedSettings
+from train.loader.waits import LATE
 from train.presets import configure
 
 VIEWS = ViewRecipe(
@@ -143,18 +144,27 @@ class LateEvent:
         raise AssertionError("an item may come before the event has passed")
 
 
+@contextmanager
+def feeding(dataset, n_slots, stats=None):
+    """A subprocess without a loader around it."""
+    with make(dataset) as loader:
+        settings = FeedSettings(
+            views=VIEWS,
+            config=loader.config,
+            resampler="resize",
+            decode_on="cpu",
+            step=0,
+            quarantine=(),
+        )
+        supply = process.ProcessSupply(settings, loader.inputs, n_slots, stats or Stats())
+        try:
+            yield supply
+        finally:
+            supply.close()
+
+
 def test_a_slot_stays_as_it_is_until_its_event_has_passed(dataset):
-    loader = make(dataset, prefetch=1)
-    settings = FeedSettings(
-        views=VIEWS,
-        config=loader.config,
-        resampler="resize",
-        decode_on="cpu",
-        step=0,
-        quarantine=(),
-    )
-    supply = process.ProcessSupply(settings, loader.inputs, 4, Stats())
-    try:
+    with feeding(dataset, 4) as supply:
         first = supply.next()
         kept, event = first.slot.chunks.copy(), LateEvent()
         supply.release([first.slot], event)
@@ -171,9 +181,6 @@ def test_a_slot_stays_as_it_is_until_its_event_has_passed(dataset):
             item = supply.next()
             supply.release([item.slot])
         assert not np.array_equal(first.slot.chunks, kept)
-    finally:
-        supply.close()
-        loader.close()
 
 
 def test_poison_reaches_the_slots_that_are_shared(dataset):
@@ -222,6 +229,39 @@ def test_spans_of_the_subprocess_are_kept_where_spans_are(dataset):
     assert all(began < span.start_s <= span.stop_s < time.perf_counter() for span in spans)
 
 
+class SlowEvent:
+    """Passes when it has been asked about a hundred times, a millisecond apart."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def query(self):
+        self.asked += 1
+        return self.asked > 100
+
+    def synchronize(self):
+        raise AssertionError("an item may come before the event has passed")
+
+
+def late_us(stats):
+    return sum(stats.counters()[name] for name in LATE)
+
+
+def test_waiting_is_what_the_loader_waited_for(dataset):
+    """The subprocess itself always waits for something: that it does so far ahead is no delay."""
+    stats = Stats()
+    with feeding(dataset, 4, stats) as supply:
+        items = [supply.next() for _ in range(4)]
+        before = late_us(stats)
+        supply.release([items[0].slot], SlowEvent())
+        supply.next()
+        waited = late_us(stats) - before
+        assert waited > 0.09e6
+        supply.close()
+        assert late_us(stats) == before + waited
+        assert stats.stages()["decode"].wait_down_s > 0
+
+
 # Errors.
 
 
@@ -257,7 +297,7 @@ def test_a_dataset_that_changed_after_opening_is_an_error(dataset, tmp_path):
     with make(folder) as loader:
         shutil.rmtree(folder)
         write_toy_dataset(folder, 6, shape=(70, 80, 90), per_shard=3, seed=5)
-        with pytest.raises(ShardError, match="has changed since it was opened"):
+        with pytest.raises(ShardError, match="has changed since it was opened, and with it"):
             next(loader)
 
 
@@ -272,9 +312,10 @@ def test_warnings_of_the_subprocess_come_out_here(broken, caplog):
 # Ends.
 
 
-def test_a_killed_subprocess_is_named_and_the_loader_goes_on(dataset):
-    expected = take(make(dataset, "threads"), 8)
-    with make(dataset) as loader:
+@pytest.mark.parametrize("renderer", ["dali", "reference"])
+def test_a_killed_subprocess_is_named_and_the_loader_goes_on(dataset, renderer):
+    expected = take(make(dataset, "threads", loader=renderer), 8)
+    with make(dataset, loader=renderer) as loader:
         found = list(itertools.islice(loader, 2))
         os.kill(loader._running.supply.pid, signal.SIGKILL)
         with pytest.raises(FeedDiedError, match=r"was killed \(SIGKILL\), perhaps.*memory"):

@@ -141,8 +141,15 @@ class Work:
             logging.getLogger().setLevel(self._setup.log_level)
             while True:
                 loaded = self._feed.next()
-                ready = Ready(visit=loaded.visit, slot=loaded.slot.number, found=self._found())
-                self._outbox.put(ready)
+                self._outbox.put(
+                    Ready(
+                        visit=loaded.visit,
+                        slot=loaded.slot.number,
+                        came_s=loaded.came_s,
+                        ready_s=time.perf_counter(),
+                        found=self._found(),
+                    )
+                )
         except BaseException as error:
             # What is closed under the feed's hands fails in many ways, and none matters.
             if not self._stopping:
@@ -153,7 +160,10 @@ class Work:
         settings = setup.settings
         inputs = Inputs(setup.url, settings.views, settings.config, self._stats)
         if inputs.plan.hash != setup.plan_hash:
-            raise ShardError(f"{setup.url}: has changed since it was opened; open it again")
+            raise ShardError(
+                f"{setup.url}: the dataset or this program has changed since it was opened, and "
+                "with it the order of the data; open it again"
+            )
         decoder = ChunkDecoder(inputs.profile, self._stats)
         return open_feed(settings, inputs, decoder, self._slots, self._stats)
 

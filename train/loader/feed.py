@@ -63,6 +63,8 @@ class Loaded:
 
     visit: Visit
     slot: Slot
+    came_s: float = 0.0
+    """When its stored bytes were there, by ``time.perf_counter``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +224,7 @@ class Feed:
             visit = self._first_allowed(pending.visit.item.index, pending.visit.item.attempt + 1)
             pending = self._start(self._ask(visit), pending.slot)
         self._source.done(pending.visit.item)
-        return Loaded(visit=pending.visit, slot=pending.slot)
+        return Loaded(visit=pending.visit, slot=pending.slot, came_s=pending.waits.came_s)
 
     def close(self) -> None:
         """Stop the threads; what is being prepared is dropped."""

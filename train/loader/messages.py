@@ -64,6 +64,10 @@ class Ready:
     visit: Visit
     slot: int
     """Number of the slot."""
+    came_s: float
+    """See ``Loaded``."""
+    ready_s: float
+    """When the feed gave it."""
     found: list[tuple[Quarantined, int]]
     """Added to the quarantine since the message before."""
 

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -31,6 +32,7 @@ from train.loader.messages import Counted, Failed, Freed, Ready, Setup, Stop
 from train.loader.ring import Event, ReturnedSlots
 from train.loader.slots import Slot
 from train.loader.supply import FeedSettings
+from train.loader.waits import LATE, count_late
 
 CLOSE_S = 10.0
 """How long the subprocess may take to end in order; then it is killed."""
@@ -56,10 +58,11 @@ class ProcessSupply:
     def __init__(self, settings: FeedSettings, inputs: Inputs, n_slots: int, stats: Stats) -> None:
         self._stats = stats
         self._quarantine = dict.fromkeys(settings.quarantine, -1)
-        self._ready: deque[Loaded] = deque()
+        self._ready: deque[tuple[Loaded, float]] = deque()
         self._returned = ReturnedSlots(settings.config.poison)
         self._error: BaseException | None = None
         self._gone = False
+        self._unpin: weakref.finalize[..., ProcessSupply] | None = None
         self._owner = os.getpid()
         layout = inputs.slot_layout
         memory = create_shared(n_slots * layout.nbytes)
@@ -85,7 +88,10 @@ class ProcessSupply:
                 parent=self._owner,
             )
         )
-        self._pinned = settings.config.device == "gpu" and pin(self._block)
+        if settings.config.device == "gpu" and pin(self._block):
+            self._unpin = weakref.finalize(self, unpin, self._block)
+            # At the end of the program CUDA may be gone already.
+            self._unpin.atexit = False
 
     @property
     def quarantine(self) -> Mapping[Quarantined, int]:
@@ -95,13 +101,18 @@ class ProcessSupply:
     def next(self) -> Loaded:
         """See ``Supply``."""
         check_process(self._owner)
+        since = time.perf_counter()
         while not self._ready:
             if self._error is not None:
                 raise self._error
             self._give_back()
             if self._connection.poll(EVENT_POLL_S if self._returned.pending else None):
                 self._receive()
-        return self._ready.popleft()
+        loaded, ready_s = self._ready.popleft()
+        now = time.perf_counter()
+        self._stats.record("decode", "wait_down_s", ready_s, max(ready_s, now))
+        count_late(self._stats, loaded.came_s, since, now)
+        return loaded
 
     def release(self, slots: Iterable[Slot], event: Event | None = None) -> None:
         """See ``Supply``."""
@@ -118,8 +129,8 @@ class ProcessSupply:
             if self._connection.poll(left):
                 self._receive()
         self._abandon()
-        if self._pinned:
-            unpin(self._block)
+        if self._unpin is not None:
+            self._unpin()
 
     def _give_back(self) -> None:
         if free := self._returned.take():
@@ -141,9 +152,13 @@ class ProcessSupply:
         match message:
             case Ready():
                 self._quarantine.update(message.found)
-                self._ready.append(Loaded(visit=message.visit, slot=self._slots[message.slot]))
-            case Counted():
-                self._stats.absorb(message.snapshot)
+                slot = self._slots[message.slot]
+                loaded = Loaded(visit=message.visit, slot=slot, came_s=message.came_s)
+                self._ready.append((loaded, message.ready_s))
+            case Counted(snapshot):
+                # What it waits for while it works ahead keeps nobody waiting here.
+                counters = {n: c for n, c in snapshot.counters.items() if n not in LATE}
+                self._stats.absorb(replace(snapshot, counters=counters))
             case logging.LogRecord():
                 logger = logging.getLogger(message.name)
                 if logger.isEnabledFor(message.levelno):

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from shards.stats import Stats
 
+LATE = ("late_fetch_us", "late_decode_us")
+"""Counters of the waiting for sets that were due, in microseconds."""
+
 
 class Waits:
     """The times of one set, from the moment it is asked for.
@@ -27,6 +30,11 @@ class Waits:
         self._stats = stats
         self._asked = time.perf_counter()
         self._came = self._has_slot = self._begun = self._decoded = self._asked
+
+    @property
+    def came_s(self) -> float:
+        """When all bytes were there."""
+        return self._came
 
     def came(self) -> None:
         """All bytes are there, or known not to come."""
@@ -60,8 +68,18 @@ class Waits:
         record("fetch", "wait_down_s", self._came, self._begun)
         record("decode", "wait_up_s", self._has_slot, max(self._has_slot, self._came))
         record("decode", "wait_down_s", self._decoded, max(self._decoded, taken))
-        for_bytes = min(max(self._came - since, 0.0), taken - since)
-        self._stats.count(
-            late_fetch_us=round(for_bytes * 1e6),
-            late_decode_us=round((taken - since - for_bytes) * 1e6),
-        )
+        count_late(self._stats, self._came, since, taken)
+
+
+def count_late(stats: Stats, came_s: float, since_s: float, taken_s: float) -> None:
+    """Lay the time for which a set was waited for to its bytes, until they came, and its decoding.
+
+    Args:
+        stats: where to count.
+        came_s: when its bytes were there.
+        since_s: when the waiting began.
+        taken_s: when it ended.
+    """
+    for_bytes = min(max(came_s - since_s, 0.0), taken_s - since_s)
+    for_decoding = taken_s - since_s - for_bytes
+    stats.count(**dict(zip(LATE, (round(for_bytes * 1e6), round(for_decoding * 1e6)), strict=True)))
