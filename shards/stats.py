@@ -69,7 +69,8 @@ class _Running(threading.local):
 class Stats:
     """Thread-safe totals by stage, and plain counters by name.
 
-    Counters in use: ``requests``, ``chunks``, ``bytes_wire``, ``bytes_ideal``, ``voxels_decoded``.
+    Counters in use: ``requests``, ``chunks``, ``bytes_wire``, ``bytes_ideal``, ``voxels_decoded``,
+    ``bytes_joined``.
     """
 
     def __init__(self) -> None:

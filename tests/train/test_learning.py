@@ -19,7 +19,7 @@ import torch
 from coralbay.augment import render_set
 from coralbay.model import DinoModel
 from coralbay.recipes import Recipe
-from coralbay.views import N_UNIFORMS, ViewRecipe, ViewSpec, draw_views
+from coralbay.views import ViewRecipe, ViewSpec, draw_views
 from ingest.ids import IdKey
 from ingest.prepare import PrepareConfig, prepare
 from ingest.reader import read_series
@@ -76,7 +76,7 @@ def draw_batch(boxes: list[np.ndarray], seed: int) -> Batch:
     rng = np.random.default_rng(seed)
     views, n_globals = RECIPE.views, RECIPE.views.global_.count
     sets = [
-        render_set(box, views.sizes, draw_views(views, rng.random((views.n_views, N_UNIFORMS))))
+        render_set(box, views.sizes, draw_views(views, rng.random(views.n_uniforms)))
         for box in boxes
     ]
     by_view = list(zip(*sets, strict=True))

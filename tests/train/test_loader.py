@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from coralbay.augment import render_set
-from coralbay.views import N_UNIFORMS, ViewRecipe, ViewSpec, draw_views, identity_recipe
+from coralbay.views import ViewRecipe, ViewSpec, draw_views, identity_recipe
 from shards.dataset import Dataset
 from shards.errors import NotADatasetError
 from shards.plan import Plan, PlanConfig
@@ -92,7 +92,7 @@ def test_views_are_those_the_plan_and_the_plain_reference_give(dataset):
             assert batch.keys[n] == sample.meta.key
             padded = np.pad(sample.hu, 65, constant_values=-1024)
             box = padded[tuple(slice(65 + s, 130 + s) for s in item.box_start_zyx)]
-            u = uniforms(3, VIEWS_STREAM, index, 0, 4 * N_UNIFORMS).reshape(4, N_UNIFORMS)
+            u = uniforms(3, VIEWS_STREAM, index, 0, VIEWS.n_uniforms)
             expected = render_set(box, VIEWS.sizes, draw_views(VIEWS, u))
             got = [globals_[n], globals_[2 + n], locals_[n], locals_[2 + n]]
             for view, reference in zip(got, expected, strict=True):

@@ -68,7 +68,7 @@ def test_every_piece_lies_whole_in_its_range(data):
 def test_matrices_map_output_corners_to_window_corners():
     views = identity_recipe()
     rng = np.random.default_rng(3)
-    draws = draw_views(views, rng.random((10, 16)))
+    draws = draw_views(views, rng.random(views.n_uniforms))
     draws.flip_zyx[:] = rng.random((10, 3)) < 0.5
     packed = pack_params(draws, np.array([3.0, 5.0, 60.0]), views.sizes, "affine")
     assert packed.shape == (10, N_PARAMS)

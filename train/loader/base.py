@@ -257,7 +257,7 @@ class CTLoader:
                 views=self.views, pull=pull, dtype=getattr(torch, self.config.precision)
             )
         assert self.config.precision != "int16"  # the settings say so
-        from train.loader.graph import DaliRenderer
+        from train.loader.renderer import DaliRenderer
 
         return DaliRenderer(
             views=self.views,
@@ -269,4 +269,5 @@ class CTLoader:
             resampler=self.resampler,
             precision=self.config.precision,
             threads=threads or min(self.config.threads, os.cpu_count() or 1),
+            stats=self.stats,
         )

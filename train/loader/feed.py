@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Float64
 from numpy import ndarray
 
-from coralbay.views import N_UNIFORMS, ViewDraws, ViewRecipe, draw_views
+from coralbay.views import ViewDraws, ViewRecipe, draw_views
 from shards.chunk_tables import ChunkTables
 from shards.errors import CorruptShardError, ServiceError, ShardError
 from shards.fetched import Fetched
@@ -96,10 +96,9 @@ class Scheduler:
             coming = item.volume + TABLES_AHEAD * self.plan.config.global_batch
             self.tables.prefetch([int(self.samples.shard_number[self.plan.sample_of(coming)])])
 
-    def _uniforms(self, item: Item) -> Float64[ndarray, "v u"]:
-        n = self.views.n_views
-        flat = uniforms(self.plan.config.seed, VIEWS, item.index, item.attempt, n * N_UNIFORMS)
-        return flat.reshape(n, N_UNIFORMS)
+    def _uniforms(self, item: Item) -> Float64[ndarray, " n"]:
+        seed, wanted = self.plan.config.seed, self.views.n_uniforms
+        return uniforms(seed, VIEWS, item.index, item.attempt, wanted)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,8 @@
-"""The DALI graph: slots in, views out. The same builder serves the CPU and the GPU.
+"""The DALI graphs: slots in, views out. The same builders serve the CPU and the GPU.
+
+One graph makes the regions of a batch. Then, for each kind of view, one graph makes all its views
+at once: to that graph a sample is a view, so it has a dozen operators whatever the number of views,
+its output is the tensor that training wants, and what a view does not need it is not put through.
 
 Nothing random happens here: every parameter is drawn in Python and arrives as data, so resuming
 needs no state of DALI's. Only this module and ``inflate`` import DALI.
@@ -6,51 +10,58 @@ needs no state of DALI's. Only this module and ``inflate`` import DALI.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from nvidia.dali import Pipeline, fn, math, types
-from torch.utils.dlpack import from_dlpack
 
 from coralbay.views import ViewRecipe
 from train.loader import inflate
 from train.loader.filling import DecodeOn
-from train.loader.params import GAIN, GAMMA, LOW_HU, N_WINDOW, OFFSET, WIDTH_HU, Resampler
+from train.loader.params import (
+    BLUR_SIGMA,
+    GAIN,
+    GAMMA,
+    LOW_HU,
+    N_WINDOW,
+    NOISE_SD,
+    NOISE_START,
+    OFFSET,
+    TURNED,
+    WIDTH_HU,
+    Resampler,
+)
 from train.loader.slots import Slot
 
-Precision = Literal["float16", "float32"]
-_DTYPES = {"float16": types.FLOAT16, "float32": types.FLOAT}
+Device = Literal["cpu", "gpu"]
 
 QUEUE_DEPTH = 2
-"""Batches DALI holds: one being handed over, one being made."""
+"""Batches of views DALI holds: one being handed over, one being made."""
+
+BANK = "bank"
+"""Input of a graph of views that takes the noise bank; fed once."""
 
 
-def build_graph(
+def build_regions(
     *,
-    views: ViewRecipe,
     chunks_shape: tuple[int, ...],
     batch_size: int,
     pull: Callable[[], Sequence[Slot]],
-    device: Literal["cpu", "gpu"],
-    resampler: Resampler,
-    decode_on: DecodeOn = "cpu",
-    precision: Precision = "float16",
-    threads: int = 2,
+    device: Device,
+    decode_on: DecodeOn,
+    threads: int,
 ) -> Any:
-    """Build the pipeline: one output a view, ``(d, h, w, 1)`` a sample, in [0, 1].
+    """Build the graph from chunks to regions, ``(z, y, x, 1)`` a sample, HU.
 
     Args:
-        views: what to render.
         chunks_shape: ``(nz, ny, nx, c, c, c)`` of a slot.
         batch_size: slots a run.
-        pull: called once a run, ``QUEUE_DEPTH`` runs ahead; gives the next ``batch_size`` slots,
-            which must stay untouched until that run's output has been returned.
-        device: where the resampling and everything after it runs.
-        resampler: which operator resamples.
+        pull: called once a run; gives the next ``batch_size`` slots, which must stay untouched
+            until that run's output has been returned.
+        device: where the regions are to be.
         decode_on: ``gpu`` if slots hold stored chunks.
-        precision: of the outputs.
         threads: CPU threads of DALI.
     """
     on_gpu = device == "gpu"
@@ -58,41 +69,28 @@ def build_graph(
         batch_size=batch_size,
         num_threads=threads,
         device_id=torch.cuda.current_device() if on_gpu else None,
-        prefetch_queue_depth=QUEUE_DEPTH,
+        prefetch_queue_depth=1,
         exec_dynamic=True,  # outputs own their memory: they are not overwritten by the next run
     )
-
-    inflating = decode_on == "gpu"
-
-    def source() -> tuple[list[Any], ...]:
-        slots = pull()
-        chunks = inflate.inputs(slots) if inflating else ([slot.chunks for slot in slots],)
-        return *chunks, [slot.params for slot in slots]
-
     with pipeline:
-        *fed, params = fn.external_source(
-            source=source,
-            num_outputs=3 if inflating else 2,
-            dtype=[*(inflate.INPUT_TYPES if inflating else [types.INT16]), types.FLOAT],
-            ndim=[*(inflate.INPUT_NDIM if inflating else [6]), 2],
-            no_copy=True,
-        )
-        if inflating:
-            stored, table = fed
+        if decode_on == "gpu":
+            stored, table = fn.external_source(
+                source=lambda: inflate.inputs(pull()),
+                num_outputs=2,
+                dtype=inflate.INPUT_TYPES,
+                ndim=inflate.INPUT_NDIM,
+                no_copy=True,
+            )
             chunks = inflate.inflate(stored, table, chunks_shape)
         else:
-            chunks = fed[0].gpu() if on_gpu else fed[0]
-        region = _assemble(chunks, chunks_shape)
-        intensity = params.gpu() if on_gpu else params
-        pipeline.set_outputs(
-            *(
-                fn.cast(
-                    _adjust(_resample(region, params[view], size, resampler), intensity[view]),
-                    dtype=_DTYPES[precision],
-                )
-                for view, size in enumerate(views.sizes)
+            chunks = fn.external_source(
+                source=lambda: [slot.chunks for slot in pull()],
+                dtype=types.INT16,
+                ndim=6,
+                no_copy=True,
             )
-        )
+            chunks = chunks.gpu() if on_gpu else chunks
+        pipeline.set_outputs(_assemble(chunks, chunks_shape))
     pipeline.build()
     return pipeline
 
@@ -105,80 +103,118 @@ def _assemble(chunks: Any, chunks_shape: tuple[int, ...]) -> Any:
     return fn.reshape(volume, shape=[*shape, 1], layout="DHWC")
 
 
-def _resample(region: Any, params: Any, size: int, resampler: Resampler) -> Any:
-    """Crop, zoom and mirror in one pass; a mirrored axis is a window that runs backwards."""
-    common = {
-        "size": [size] * 3,
-        "interp_type": types.INTERP_LINEAR,
-        "dtype": types.FLOAT,
-    }
-    if resampler == "resize":
-        # Without antialiasing, as warp_affine has none and the reference neither.
-        return fn.resize(
-            region, roi_start=params[0:3], roi_end=params[3:6], antialias=False, **common
-        )
-    matrix = fn.reshape(params[0:N_WINDOW], shape=[3, 4])
-    return fn.warp_affine(region, matrix=matrix, inverse_map=True, **common)
+def build_views(
+    *,
+    recipe: ViewRecipe,
+    size: int,
+    batch_size: int,
+    regions: Callable[[], Any],
+    params: Callable[[], Any],
+    device: Device,
+    resampler: Resampler,
+    half: bool,
+    threads: int,
+) -> Any:
+    """Build the graph from regions to views of one size, ``(d, h, w, 1)`` a sample, in [0, 1].
 
-
-def _adjust(hu: Any, params: Any) -> Any:
-    """``coralbay.augment.adjust``, operator by operator."""
-    windowed = math.clamp((hu - params[LOW_HU]) / params[WIDTH_HU], 0.0, 1.0)
-    curved = math.pow(windowed, params[GAMMA])
-    return math.clamp(curved * params[GAIN] + params[OFFSET], 0.0, 1.0)
-
-
-class DaliRenderer:
-    """Runs the graph and hands its outputs to torch.
-
-    ``render`` gives the views of the oldest slots pulled, which may go once its event has passed.
+    Args:
+        recipe: what can happen to a view.
+        size: side of the views.
+        batch_size: views a run.
+        regions: called once a run; gives the region of each view, on the device. They must stay
+            untouched until that run's output has been returned.
+        params: called once a run; gives the parameters of each view, ``(batch_size, N_PARAMS)``.
+        device: where all of it runs.
+        resampler: which operator resamples views that are not turned.
+        half: float16 instead of float32.
+        threads: CPU threads of DALI.
     """
-
-    def __init__(self, **graph: Any) -> None:
-        self._gpu = graph["device"] == "gpu"
-        self._pipeline = build_graph(**graph)
-        self._outputs: deque[tuple[torch.cuda.Event, Any]] = deque()
-
-    def render(self, counts: Sequence[int]) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
-        """The next batch.
-
-        Args:
-            counts: how many consecutive views form one tensor, e.g. ``(2, 8)``.
-
-        Returns:
-            A tensor ``(count * batch, 1, d, h, w)`` for each count, view-major, and the event after
-            which the slots are not read any more (None: they are not already).
-        """
-        stream = torch.cuda.current_stream() if self._gpu else None
-        outputs = self._pipeline.run(stream)
-        views = [from_dlpack(output.as_tensor()) for output in outputs]
-        groups = [_join(group) for group in _split(views, counts)]
-        if not self._gpu:
-            return groups, None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(stream)
-        self._outputs.append((event, outputs))
-        # DALI may reuse an output's memory once nobody refers to it, so not before it is copied.
-        while self._outputs[0][0].query():  # type: ignore[no-untyped-call]
-            self._outputs.popleft()
-            if not self._outputs:
-                break
-        return groups, event
-
-    def close(self) -> None:
-        """Stop DALI's threads and free its memory."""
-        if self._gpu:
-            torch.cuda.synchronize()
-        self._outputs.clear()
-        self._pipeline = None
+    on_gpu = device == "gpu"
+    pipeline = Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=torch.cuda.current_device() if on_gpu else None,
+        prefetch_queue_depth=QUEUE_DEPTH,
+        exec_dynamic=True,
+    )
+    with pipeline:
+        region = fn.external_source(
+            source=regions, device=device, dtype=types.INT16, layout="DHWC", no_copy=True
+        )
+        row = fn.external_source(source=params, dtype=types.FLOAT, ndim=1)
+        hu = _resample(region, row, size, resampler, turns=recipe.rotate_p > 0)
+        value = _jitter(hu, row.gpu() if on_gpu else row)
+        if recipe.blur_p:
+            value = _where(row[BLUR_SIGMA], _blur, _nothing, value, row)
+        if recipe.noise_p:
+            add_noise = partial(_add_noise, size)
+            value = _where(row[NOISE_SD], add_noise, _nothing, value, row, _bank(device))
+        value = math.clamp(value, 0.0, 1.0)
+        pipeline.set_outputs(fn.cast(value, dtype=types.FLOAT16) if half else value)
+    pipeline.build()
+    return pipeline
 
 
-def _split(views: list[torch.Tensor], counts: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
-    ends = [sum(counts[: n + 1]) for n in range(len(counts))]
-    return [tuple(views[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+def _where(
+    value: Any, then: Callable[..., Any], otherwise: Callable[..., Any], *inputs: Any
+) -> Any:
+    """Put views through ``then`` where a value of theirs is above 0, else through ``otherwise``.
+
+    A batch is taken apart and put together again without copying anything. These are the operators
+    behind the ``if`` of DALI's ``enable_conditionals``. The ``if`` itself rewrites the functions it
+    stands in: it cannot see through decorators, and leaves files behind when a program is killed.
+    """
+    operators: Any = fn._conditional  # type: ignore[attr-defined]
+    predicate = value > 0.0
+    parts = [operators.split(one, predicate=predicate, _if_stmt=True) for one in inputs]
+    return operators.merge(
+        then(*(yes for yes, _ in parts)), otherwise(*(no for _, no in parts)), predicate=predicate
+    )
 
 
-def _join(views: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Views (b, d, h, w, 1) to (v * b, 1, d, h, w); the copy frees DALI's memory."""
-    joined = torch.cat(views)
-    return joined.view(joined.shape[0], 1, *joined.shape[1:4])
+def _nothing(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _resample(region: Any, row: Any, size: int, resampler: Resampler, *, turns: bool) -> Any:
+    """Crop, zoom, mirror and turn in one pass."""
+    common = {"size": [size] * 3, "interp_type": types.INTERP_LINEAR, "dtype": types.FLOAT}
+
+    def warp(region: Any, row: Any) -> Any:
+        matrix = fn.reshape(row[0:N_WINDOW], shape=[3, 4])
+        return fn.warp_affine(region, matrix=matrix, inverse_map=True, **common)
+
+    def resize(region: Any, row: Any) -> Any:
+        # A mirrored axis is a window that runs backwards. Without antialiasing, as warp_affine has
+        # none and the reference neither.
+        return fn.resize(region, roi_start=row[0:3], roi_end=row[3:6], antialias=False, **common)
+
+    if resampler == "affine":
+        return warp(region, row)
+    if not turns:
+        return resize(region, row)
+    return _where(row[TURNED], warp, resize, region, row)
+
+
+def _jitter(hu: Any, row: Any) -> Any:
+    """``coralbay.augment.window`` and ``jitter``, operator by operator."""
+    windowed = math.clamp((hu - row[LOW_HU]) / row[WIDTH_HU], 0.0, 1.0)
+    return math.pow(windowed, row[GAMMA]) * row[GAIN] + row[OFFSET]
+
+
+def _blur(value: Any, row: Any) -> Any:
+    return fn.gaussian_blur(value, sigma=row[BLUR_SIGMA])
+
+
+def _bank(device: Device) -> Any:
+    return fn.external_source(
+        name=BANK, device=device, dtype=types.FLOAT16, ndim=3, no_copy=True, repeat_last=True
+    )
+
+
+def _add_noise(size: int, value: Any, row: Any, bank: Any) -> Any:
+    """Add a window of the bank, as strong as asked for."""
+    start = fn.cast(row[NOISE_START : NOISE_START + 3], dtype=types.INT32)
+    noise = fn.slice(bank, start=start, shape=[size] * 3, axes=[0, 1, 2], dtype=types.FLOAT)
+    noise = fn.reshape(noise, shape=[size, size, size, 1], layout="DHWC")
+    return value + noise * row[NOISE_SD]

@@ -15,7 +15,7 @@ from train.loader.feed import Loaded
 
 
 class ReferenceRenderer:
-    """Renders on the CPU, view by view. Same interface as ``graph.DaliRenderer``.
+    """Renders on the CPU, view by view. Same interface as ``renderer.DaliRenderer``.
 
     Args:
         views: what to render.

@@ -21,7 +21,7 @@ from train.loader.feed import Loaded
 
 
 class SliceRenderer:
-    """Cuts views on the CPU. Same interface as ``graph.DaliRenderer``.
+    """Cuts views on the CPU. Same interface as ``renderer.DaliRenderer``.
 
     Args:
         views: what to cut: mirroring aside, it leaves voxels where and as they are.
@@ -108,7 +108,7 @@ def _spans(first: int, length: int, side: int) -> Iterator[tuple[int, slice, sli
 
 
 def _windowed(hu: torch.Tensor, draws: ViewDraws, view: int) -> torch.Tensor:
-    """``coralbay.augment.adjust`` without what a plain recipe leaves out, in float32."""
+    """``coralbay.augment.window``, in float32."""
     low, high = (
         torch.tensor(end[view], dtype=torch.float32) for end in (draws.low_hu, draws.high_hu)
     )

@@ -220,10 +220,10 @@ class _Recorder:
 
 
 def voxels_viewed(views: ViewRecipe, visit: Visit) -> int:
-    """Voxels of the base box inside the source window of at least one view."""
+    """Voxels of the base box in the bounds of the source window of at least one view."""
     seen = np.zeros((views.box_side,) * 3, dtype=np.bool_)
-    first = np.floor(visit.draws.start_zyx).astype(int)
-    last = np.ceil(visit.draws.start_zyx + visit.draws.extent_zyx).astype(int)
+    lower, upper = visit.draws.bounds_zyx()
+    first, last = np.maximum(0, np.floor(lower)).astype(int), np.ceil(upper).astype(int)
     for (z0, y0, x0), (z1, y1, x1) in zip(first.tolist(), last.tolist(), strict=True):
         seen[z0:z1, y0:y1, x0:x1] = True
     return int(seen.sum())
