@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 
 from coralbay.noise import bank_side
+from coralbay.placement import Around, keep_to_volume
 from coralbay.rotation import rotation_matrices
 
 MAX_COLLAPSED_SIDE = 32
@@ -211,12 +212,15 @@ class ViewDraws:
         return self.start_zyx + (half - reach), self.start_zyx + (half + reach)
 
 
-def draw_views(recipe: ViewRecipe, uniforms: Float64[ndarray, " n"]) -> ViewDraws:
+def draw_views(
+    recipe: ViewRecipe, uniforms: Float64[ndarray, " n"], around: Around | None = None
+) -> ViewDraws:
     """Turn uniforms in [0, 1) into the view parameters of one set.
 
     Args:
         recipe: what to draw.
         uniforms: ``recipe.n_uniforms`` of them; ``N_FIRST`` says in which order.
+        around: where the volume lies in the box; None: everywhere.
 
     Returns:
         One row a view, globals first.
@@ -236,7 +240,7 @@ def draw_views(recipe: ViewRecipe, uniforms: Float64[ndarray, " n"]) -> ViewDraw
     angles_zyx = np.where(
         turn < recipe.rotate_p, np.deg2rad(recipe.rotate_deg) * (2.0 * angles - 1.0), 0.0
     )
-    start_zyx, extent_zyx = _source_windows(recipe, common, ratios, starts, angles_zyx)
+    start_zyx, extent_zyx = _source_windows(recipe, common, ratios, starts, angles_zyx, around)
     low_hu, high_hu = _hu_windows(recipe, drawn[:, 0], low[:, 0], high[:, 0])
     sizes = np.asarray(recipe.sizes)[:, None]
     return ViewDraws(
@@ -282,6 +286,7 @@ def _source_windows(
     ratios: Float64[ndarray, "v 3"],
     starts: Float64[ndarray, "v 3"],
     angles_zyx: Float64[ndarray, "v 3"],
+    around: Around | None,
 ) -> tuple[Float64[ndarray, "v 3"], Float64[ndarray, "v 3"]]:
     """Place a nearly cubic window of drawn size uniformly inside the box."""
     specs = [recipe.global_] * recipe.global_.count + [recipe.local] * recipe.local.count
@@ -298,10 +303,14 @@ def _source_windows(
     margin = np.maximum(0.0, 0.5 - 0.5 * extent / np.asarray(recipe.sizes)[:, None])
     if recipe.whole_voxels:
         margin = np.ceil(margin)
-        return margin + np.floor(starts * (recipe.box_side - extent - 2.0 * margin + 1.0)), extent
-    if recipe.rotate_p:
-        extent, margin = _fit_turned(recipe, extent, margin, angles_zyx)
-    return margin + starts * (recipe.box_side - extent - 2.0 * margin), extent
+        start = margin + np.floor(starts * (recipe.box_side - extent - 2.0 * margin + 1.0))
+    else:
+        if recipe.rotate_p:
+            extent, margin = _fit_turned(recipe, extent, margin, angles_zyx)
+        start = margin + starts * (recipe.box_side - extent - 2.0 * margin)
+    if around is not None:
+        start = keep_to_volume(start, extent, margin, recipe.box_side, around)
+    return start, extent
 
 
 def _fit_turned(

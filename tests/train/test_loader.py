@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from coralbay.augment import render_set
+from coralbay.placement import Around
 from coralbay.views import ViewRecipe, ViewSpec, draw_views, identity_recipe
 from shards.dataset import Dataset
 from shards.errors import NotADatasetError
@@ -93,7 +94,13 @@ def test_views_are_those_the_plan_and_the_plain_reference_give(dataset):
             padded = np.pad(sample.hu, 65, constant_values=-1024)
             box = padded[tuple(slice(65 + s, 130 + s) for s in item.box_start_zyx)]
             u = uniforms(3, VIEWS_STREAM, index, 0, VIEWS.n_uniforms)
-            expected = render_set(box, VIEWS.sizes, draw_views(VIEWS, u))
+            start = np.array(item.box_start_zyx, dtype=float)
+            around = Around(
+                low_zyx=np.maximum(0.0, -start),
+                high_zyx=np.minimum(65.0, sample.hu.shape - start),
+                lean_zyx=np.array(item.lean_zyx, dtype=float),
+            )
+            expected = render_set(box, VIEWS.sizes, draw_views(VIEWS, u, around))
             got = [globals_[n], globals_[2 + n], locals_[n], locals_[2 + n]]
             for view, reference in zip(got, expected, strict=True):
                 np.testing.assert_allclose(view[0].float(), reference, atol=TOLERANCE, rtol=0)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Float64
 from numpy import ndarray
 
+from coralbay.placement import Around
 from coralbay.views import ViewDraws, ViewRecipe, draw_views
 from shards.chunk_tables import ChunkTables
 from shards.errors import CorruptShardError, ServiceError, ShardError
@@ -81,14 +82,16 @@ class Scheduler:
         """The visit at a position; ``attempt`` counts the samples found unreadable there."""
         item = self.plan.item(index, attempt)
         self._read_ahead(item)
-        shape = self.samples.shapes[item.sample].tolist()
+        start, side = item.box_start_zyx, self.views.box_side
+        z, y, x = self.samples.shapes[item.sample].tolist()
+        around = Around.of(
+            box_start_zyx=start, lean_zyx=item.lean_zyx, shape_zyx=(z, y, x), box_side=side
+        )
         return Visit(
             item=item,
             key=str(self.samples.keys[item.sample]),
-            region=cover(
-                item.box_start_zyx, self.views.box_side, tuple(shape), self.samples.chunk_side
-            ),
-            draws=draw_views(self.views, self._uniforms(item)),
+            region=cover(start, side, (z, y, x), self.samples.chunk_side),
+            draws=draw_views(self.views, self._uniforms(item), around),
         )
 
     def _read_ahead(self, item: Item) -> None:
