@@ -124,11 +124,7 @@ def codec(options: argparse.Namespace) -> Iterator[Arrived]:
     with loader_of(options, loader="reference") as loader:
         visits, fetched = _in_memory(loader)
         bodies = [
-            [
-                (place, bytes(piece.result())[:-CRC_BYTES])
-                for place, piece in zip(found.places.tolist(), found.pieces, strict=True)
-                if piece is not None
-            ]
+            [(place, bytes(chunk)[:-CRC_BYTES]) for place, chunk in found.stored()]
             for found in fetched
         ]
         for number in itertools.count():
@@ -156,9 +152,8 @@ def _in_memory(loader: Any) -> tuple[list[Any], list[Any]]:
 def _region(visit: Any, slot: Any, fetched: Any = None) -> list[Delivered]:
     """The base box in a slot; ``fetched``: with air put where that has nothing stored."""
     if fetched is not None:
-        for place, piece in zip(fetched.places.tolist(), fetched.pieces, strict=True):
-            if piece is None:
-                slot.reshape(-1, *slot.shape[3:])[place] = -1024
+        for place in fetched.absent:
+            slot.reshape(-1, *slot.shape[3:])[place] = -1024
     shape = [n * side for n, side in zip(slot.shape[:3], slot.shape[3:], strict=True)]
     whole = slot.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
     box = tuple(slice(int(o), int(o) + BOX_SIDE) for o in visit.region.origin_zyx)

@@ -140,7 +140,7 @@ def test_an_allocation_for_each_chunk_is_red(changed, monkeypatch):
         np.empty((64, 64, 64), dtype=np.int16)
 
     def each_chunk(fetched: Any, slot: Any) -> None:
-        for _ in fetched.pieces:
+        for _ in fetched.stored():
             scratch()
 
     with_more(monkeypatch, each_chunk)
