@@ -70,7 +70,7 @@ class Stats:
     """Thread-safe totals by stage, and plain counters by name.
 
     Counters in use: ``requests``, ``chunks``, ``bytes_wire``, ``bytes_ideal``, ``voxels_decoded``,
-    ``bytes_joined``.
+    ``bytes_copied``, ``bytes_joined``.
     """
 
     def __init__(self) -> None:
