@@ -30,6 +30,7 @@ from shards.store import StoreReader, open_store
 from train.data import StreamConfig
 from train.loader.base import QUEUED_BATCHES, CTLoader
 from train.loader.feed import Loaded, Loader
+from train.loader.filling import DecodedFiller
 from train.loader.ring import SlotRing
 from train.loader.settings import LoaderConfig
 
@@ -223,7 +224,7 @@ def _decode(loader: CTLoader, visits: list[Any]) -> Steps:
     slot = ring.wait()
     with closing(loader.inputs.open_fetcher()) as fetcher:
         source = loader.inputs.source(fetcher, Stats())
-        turn = Loader(source, loader.decoder, loader.views, loader.resampler)
+        turn = Loader(source, DecodedFiller(loader.decoder), loader.views, loader.resampler)
         for number, visit in enumerate(visits):
             fetched = source.fetch(visit.item, visit.region)
             fetched.wait()
@@ -275,7 +276,7 @@ def _decoded(loader: CTLoader, fetcher: Any) -> Iterator[list[Loaded]]:
     """Decoded batches without end, at no cost."""
     ring = SlotRing(n_slots=QUEUED_BATCHES * BATCH, layout=loader.inputs.slot_layout)
     source = loader.inputs.source(fetcher, Stats())
-    turn = Loader(source, loader.decoder, loader.views, loader.resampler)
+    turn = Loader(source, DecodedFiller(loader.decoder), loader.views, loader.resampler)
     loaded = []
     for index in range(QUEUED_BATCHES * BATCH):
         visit, slot = loader.inputs.scheduler.visit(index, 0), ring.wait()
