@@ -14,7 +14,7 @@ FUZZ_CASES ?= 12000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream bench-guard golden golden-table fuzz soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream bench-guard bench-peers bench-augment golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,8 @@ help:
 	@echo "make bench-scale      loading a simulated million series for planning: seconds and memory"
 	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
 	@echo "make bench-stream     streaming: wire efficiency, webdataset, DALI, litdata, first batch (real CT)"
+	@echo "make bench-peers      the loader beside MONAI, torchio, nnU-Net, webdataset, litdata, zarr (real CT)"
+	@echo "make bench-augment    views by our graph and by torch grid_sample; DEVICE=cuda on a GPU"
 	@echo "make soak             builds killed at 50 random moments, each completed to the same bytes"
 	@echo "make memory           peak memory of a worker on a series of 1,000 slices (under 2 GB)"
 	@echo "make lint | format    the checks alone | rewrite the sources in the project's style"
@@ -90,6 +92,25 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt
 bench-stream: $(READY) $(PEERS)/.ready
 	$(BIN)/python -m benchmarks.stream --peers $(PEERS)/bin/python --ct-data $(CT_DATA) \
 	  --out benchmarks/results/stream.json
+
+# The loader benchmark: one environment a peer, see benchmarks/peers/make_env.sh. 2.6 GB in all.
+PEER_ENVS ?= runs/loader-peers
+PEER_DATA ?= runs/loader
+PEER_ARGS ?=
+PEER_NAMES := torchio nnunet webdataset litdata zarr
+$(PEER_ENVS)/base/.ready: benchmarks/peers/env/base.txt benchmarks/peers/make_env.sh
+	benchmarks/peers/make_env.sh $(PEER_ENVS) base $(PYTHON)
+$(PEER_ENVS)/%/.ready: benchmarks/peers/env/%.txt $(PEER_ENVS)/base/.ready
+	benchmarks/peers/make_env.sh $(PEER_ENVS) $* $(PYTHON)
+
+bench-peers: $(READY) $(PEER_NAMES:%=$(PEER_ENVS)/%/.ready)
+	$(BIN)/python -m benchmarks.loader --envs $(PEER_ENVS) --ct-data $(CT_DATA) --folder $(PEER_DATA) \
+	  --out benchmarks/results/loader.json $(PEER_ARGS)
+
+DEVICE ?= cpu
+bench-augment: $(READY)
+	$(BIN)/python -m benchmarks.loader_augment --device $(DEVICE) --ct-data $(CT_DATA) \
+	  --folder $(PEER_DATA) --out benchmarks/results/augment-$(DEVICE).json
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1

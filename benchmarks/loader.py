@@ -20,22 +20,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.loader_cases import CODEC, DECODE, DECODE_GATE, GATES, OURS, Case, taking_part
-from benchmarks.loader_check import WrongCropError, check_sets
+from benchmarks.loader_check import Volumes, WrongCropError, check_sets
 from benchmarks.loader_data import describe, make_data, make_form, volumes, warm
 from benchmarks.stream_protocol import Subject
 
 ROOT = Path(__file__).parents[1]
 CT_DATA = ROOT.parent / "shared" / "data" / "ct"
-WARM_S, MEASURE_S = 0.3, 1.2
+WARM_S, MEASURE_S = 0.15, 0.85
 WIDE_WARM_S = 0.8
 """Workers have batches ready from while the others had their turn."""
-CHECKED_SETS = 8
+CHECKED_SETS = 4
 PACKAGES = {
     "": ("coralbay", "torch", "numpy", "numcodecs", "nvidia-dali-cuda130", "monai"),
     "torchio": ("torchio", "torch", "numpy", "simpleitk"),
@@ -46,28 +47,39 @@ PACKAGES = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    """On which volumes and how many cores the loaders take turns."""
+
+    spacing_mm: float
+    cores: int
+
+
+RUNS = {"1.5mm": Run(1.5, 1), "1mm": Run(1.0, 1), "1.5mm-2-cores": Run(1.5, 2)}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Measure, print, record; 0 when no aim is missed, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
     parser.add_argument("only", nargs="*", help="loaders to take part beside ours; all if none")
     parser.add_argument("--rounds", type=int, default=7, help="turns of everybody")
-    parser.add_argument("--cores", type=int, nargs="*", default=[1, 2], help="one run for each")
+    parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS))
     parser.add_argument("--ct-data", type=Path, default=CT_DATA, help="folder of real CT")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/loader", help="of the volumes")
     parser.add_argument("--envs", type=Path, help="folder of the peers' environments")
     parser.add_argument("--out", type=Path, help="file to write the JSON to")
     options = parser.parse_args(args)
     only = {*options.only, OURS.loader, DECODE.loader, CODEC.loader} if options.only else ()
-    data = make_data(options.ct_data, options.folder)
     envs = options.envs.resolve() if options.envs else None
     result: dict[str, Any] = {"scenario": "loader", "runs": {}}
-    for cores in options.cores:
-        cases = taking_part(envs, cores, only)
+    for name in options.runs:
+        run = RUNS[name]
+        data = make_data(options.ct_data, options.folder, run.spacing_mm)
+        cases = taking_part(envs, run.cores, only)
         make_forms(data, envs, cases)
         warm(data)
-        result["runs"][str(cores)] = measure(data, envs, cases, cores, options.rounds)
-    result |= {"machine": machine(envs), "data": describe(data)}
-    result |= {"missed": missed(result)}
+        result["runs"][name] = measure(data, envs, cases, run.cores, options.rounds)
+    result |= {"machine": machine(envs), "missed": missed(result)}
     print("\n".join(table(result)))
     line = json.dumps(result)
     if options.out:
@@ -90,6 +102,7 @@ def measure(
 ) -> dict[str, Any]:
     """All cases on some cores: checked, then in turn ``rounds`` times."""
     load, began = os.getloadavg()[0], time.time()
+    stored = Volumes(volumes(data))
     turns: dict[str, list[dict[str, float]]] = {case.name: [] for case in cases}
     checked: dict[str, int] = {}
     with ExitStack() as stack:
@@ -98,7 +111,7 @@ def measure(
         for case in cases:
             subject = started(data, envs, case, cores, scratch)
             subjects[case.name] = stack.enter_context(subject)
-            checked[case.name] = check(data, case, subject, scratch)
+            checked[case.name] = check(stored, case, subject, scratch)
         for number in range(rounds):
             # Each comes first in turn, so that nobody always follows the same one.
             for case in np.roll(np.array(cases, dtype=object), number).tolist():
@@ -106,6 +119,8 @@ def measure(
             fastest = {name: done[-1]["sets_per_s"] for name, done in turns.items()}
             print(f"{cores} cores, round {number + 1}: {fastest}", file=sys.stderr)
     return {
+        "cores": cores,
+        "data": describe(data),
         "rounds": rounds,
         "seconds": round(time.time() - began),
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
@@ -124,7 +139,7 @@ def started(data: Path, envs: Path | None, case: Case, cores: int, scratch: Path
     return Subject(case.name, case.start(data.resolve(), envs, cores), environment, log)
 
 
-def check(data: Path, case: Case, subject: Subject, scratch: Path) -> int:
+def check(stored: Volumes, case: Case, subject: Subject, scratch: Path) -> int:
     """Compare what a case delivers with the volumes; how many boxes were equal.
 
     Raises:
@@ -133,7 +148,7 @@ def check(data: Path, case: Case, subject: Subject, scratch: Path) -> int:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         found = subject.check(CHECKED_SETS, Path(folder))
         try:
-            return check_sets(found, volumes(data), case.kinds)
+            return check_sets(found, stored, case.kinds)
         except WrongCropError as exc:
             raise WrongCropError(f"{case.name}: {exc}") from exc
 
@@ -190,8 +205,12 @@ def _ratio(
 
 def missed(result: dict[str, Any]) -> list[str]:
     """The aims that were missed, on one core: they are a core's."""
-    gates = result["runs"].get("1", {}).get("gates", {})
-    return [name for name, found in gates.items() if not found["passed"]]
+    return [
+        f"{run}: {name}"
+        for run, found in result["runs"].items()
+        for name, gate in found["gates"].items()
+        if found["cores"] == 1 and not gate["passed"]
+    ]
 
 
 def machine(envs: Path | None) -> dict[str, Any]:
@@ -226,30 +245,33 @@ def _versions(python: str, names: Sequence[str]) -> dict[str, str]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """What a person reads."""
-    data, where = result["data"], result["machine"]
-    shapes = ", ".join("x".join(map(str, shape)) for shape in data["shapes_zyx"])
-    lines = [
-        f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB; "
-        f"{data['volumes']} volumes ({shapes}); medians of rounds in turn"
-    ]
-    for cores, run in result["runs"].items():
-        title = f"sets of 2 x 96^3 + 8 x 48^3, {cores} core{'s' * (cores != '1')}"
-        lines += ["", f"{title:50}{'values':18}{'sets/s':>8}{'cpu ms':>8}  ours over it (by CPU)"]
-        for name, row in run["cases"].items():
-            line = f"  {name:48}{row['values']:18}{row['sets_per_s']:8.1f}"
-            line += f"{row['cpu_ms_per_set']:8.2f}{row['ours_over_it']:9.2f} x"
-            line += f"{row['ours_over_it_by_cpu_time']:8.2f} x"
-            if cores == "1" and name in run["gates"]:
-                found = run["gates"][name]
-                line += f"  aim {found['gate']}{'' if found['passed'] else ': MISSED'}"
-            lines.append(line)
+    where = result["machine"]
+    lines = [f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB"]
+    for name, run in result["runs"].items():
+        shapes = ", ".join("x".join(map(str, shape)) for shape in run["data"]["shapes_zyx"])
+        lines += [
+            "",
+            f"{name}: {run['data']['volumes']} volumes ({shapes}), {run['cores']} core(s)",
+        ]
+        lines.append(
+            f"  {'':48}{'values':18}{'sets/s':>8}{'cpu ms':>8}  ours over it (by CPU time)"
+        )
+        lines += [_row(case, row, run) for case, row in run["cases"].items()]
         before, after = run["load_before_and_after"]
         lines.append(f"  {run['rounds']} rounds, {run['seconds']} s; load {before}, then {after}")
         if found := run["gates"].get(f"{DECODE.name} over {CODEC.name}"):
-            lines.append(
-                f"  our decoder over the bare codec: {found['ratio']} (aim {found['gate']})"
-            )
+            line = f"  our decoder over the bare codec: {found['ratio']} (aim {found['gate']})"
+            lines.append(line)
     return lines
+
+
+def _row(name: str, row: dict[str, Any], run: dict[str, Any]) -> str:
+    line = f"  {name:48}{row['values']:18}{row['sets_per_s']:8.1f}{row['cpu_ms_per_set']:8.2f}"
+    line += f"{row['ours_over_it']:9.2f} x{row['ours_over_it_by_cpu_time']:8.2f} x"
+    if run["cores"] == 1 and name in run["gates"]:
+        found = run["gates"][name]
+        line += f"  aim {found['gate']}{'' if found['passed'] else ': missed'}"
+    return line
 
 
 if __name__ == "__main__":

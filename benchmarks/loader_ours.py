@@ -18,6 +18,8 @@ import numpy as np
 from benchmarks.peers.crops import BATCH, BOX_SIDE, KINDS
 from benchmarks.stream_protocol import Arrived, Delivered, keep_answers_apart, serve
 from coralbay.views import ViewRecipe, ViewSpec, identity_recipe
+from shards.codec import CRC_BYTES
+from shards.schema import FILL_HU
 
 N_REGIONS = 48
 """Regions in memory for ``decode`` and ``codec``; they take turns."""
@@ -118,21 +120,18 @@ def codec(options: argparse.Namespace) -> Iterator[Arrived]:
     """The same chunks into the same slots, by the codec alone."""
     from numcodecs import blosc
 
-    from shards.codec import CRC_BYTES
-
     blosc.use_threads = False
     with loader_of(options, loader="reference") as loader:
         visits, fetched = _in_memory(loader)
         bodies = [
-            [(place, bytes(chunk)[:-CRC_BYTES]) for place, chunk in found.stored()]
-            for found in fetched
+            [(place, chunk[:-CRC_BYTES]) for place, chunk in found.stored()] for found in fetched
         ]
         for number in itertools.count():
             slot, n = _SLOTS[number % N_SLOTS], number % N_REGIONS
             flat = slot.reshape(-1, *slot.shape[3:])
             for place, body in bodies[n]:
                 blosc.decompress(body, flat[place])
-            yield Arrived(1, partial(_region, visits[n], slot, fetched[n]))
+            yield Arrived(1, partial(_region, visits[n], slot, fetched[n].absent))
 
 
 _SLOTS: list[Any] = []
@@ -145,15 +144,15 @@ def _in_memory(loader: Any) -> tuple[list[Any], list[Any]]:
     fetched = [source.fetch(visit.item, visit.region) for visit in visits]
     for found in fetched:
         found.wait()
-    _SLOTS[:] = [np.full(loader.inputs.chunks_shape, -1024, dtype=np.int16) for _ in range(N_SLOTS)]
+    _SLOTS[:] = [
+        np.full(loader.inputs.chunks_shape, FILL_HU, dtype=np.int16) for _ in range(N_SLOTS)
+    ]
     return visits, fetched
 
 
-def _region(visit: Any, slot: Any, fetched: Any = None) -> list[Delivered]:
-    """The base box in a slot; ``fetched``: with air put where that has nothing stored."""
-    if fetched is not None:
-        for place in fetched.absent:
-            slot.reshape(-1, *slot.shape[3:])[place] = -1024
+def _region(visit: Any, slot: Any, absent: Sequence[int] = ()) -> list[Delivered]:
+    """The base box in a slot; ``absent``: places that the codec alone leaves as they were."""
+    slot.reshape(-1, *slot.shape[3:])[list(absent)] = FILL_HU
     shape = [n * side for n, side in zip(slot.shape[:3], slot.shape[3:], strict=True)]
     whole = slot.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
     box = tuple(slice(int(o), int(o) + BOX_SIDE) for o in visit.region.origin_zyx)
