@@ -54,6 +54,8 @@ class Turn:
     """Share of the time spent waiting for a batch."""
     cpu_s_per_set: float
     """Processor time of all that is involved, consumer included."""
+    own_cpu_s_per_set: float
+    """That of the consumer's process alone."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -110,14 +112,15 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         f"{result['threads']} threads, {result['machine']['cpu_count']} cores; "
         f"medians of {result['rounds']} rounds"
     )
-    yield f"{'':8}{'steps/s':>30}{'data wait':>22}{'cpu s a set':>22}{'subprocess is':>15}"
+    yield f"{'':8}{'steps/s':>30}{'data wait':>22}{'cpu s a set':>22}{'in its process':>22}{'subprocess is':>15}"
     arms = "".join(f"{arm:>11}" for arm in ARMS)
-    yield f"{'':8}{arms[3:]}{arms[:22]}{arms[:22]}"
+    yield f"{'':8}{arms[3:]}{arms[:22] * 3}"
     for name, found in result["consumers"].items():
         rates = "".join(f"{turn['steps_per_s']:11.2f}" for turn in found["arms"].values())
         waits = "".join(f"{found['arms'][arm]['data_wait']:11.1%}" for arm in ARMS[:2])
         cpu = "".join(f"{found['arms'][arm]['cpu_s_per_set']:11.3f}" for arm in ARMS[:2])
-        yield f"{name:8}{rates[3:]:30}{waits}{cpu}{found['subprocess_of_threads']:13.2f} x"
+        own = "".join(f"{found['arms'][arm]['own_cpu_s_per_set']:11.3f}" for arm in ARMS[:2])
+        yield f"{name:8}{rates[3:]:30}{waits}{cpu}{own}{found['subprocess_of_threads']:13.2f} x"
 
 
 def _summary(turns: dict[str, list[Turn]]) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def _turn(arm: str, config: RunConfig, consume: Consume, seconds: float) -> Turn
         *_, batch = itertools.islice(batches, QUEUED_BATCHES)
         consume(batch)
         steps, waited, sets = 0, 0.0, 0
-        cpu_before, began = cpu_s(), time.perf_counter()
+        cpu_before, own_before, began = cpu_s(), time.process_time(), time.perf_counter()
         while (elapsed := time.perf_counter() - began) < seconds:
             asked = time.perf_counter()
             batch = next(batches)
