@@ -6,6 +6,9 @@ CUDA ?= 13
 DEMO ?= runs/demo
 # The demo writes its own phantom archive; RAW=/archive takes yours.
 RAW ?=
+# A reason to take the guard's counters as they are now; a benchmark alone.
+RECORD ?=
+SCENARIO ?=
 STEPS ?= 12
 PYTEST_ARGS ?=
 CT_DATA ?= ../shared/data/ct
@@ -14,7 +17,7 @@ FUZZ_CASES ?= 12000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-cuda$(CUDA)
 
-.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream bench-guard bench-peers bench-augment golden golden-table fuzz soak memory clean
+.PHONY: help demo test lint format gpu-smoke bench-ingest bench-scale bench-scan bench-stream bench-guard bench-peers bench-augment bench bench-gpu figure golden golden-table fuzz soak memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +25,9 @@ help:
 	@echo "make test             linters, type checks, layer checks and all tests"
 	@echo "make gpu-smoke        correctness and speed on a CUDA GPU; says so and ends where there is none"
 	@echo "make bench-guard      exact counters of the hot path against the recorded ones (RECORD=\"why\")"
+	@echo "make bench            ratios of all benchmarks, quickly, against the recorded (SCENARIO=stream: one)"
+	@echo "make bench-gpu        all that needs a CUDA GPU, in nine minutes, against its aims"
+	@echo "make figure           the README's figure, from the recorded results"
 	@echo "make bench-ingest     speed of ingest against its limit and dcm2niix + MONAI (real CT)"
 	@echo "make bench-scale      loading a simulated million series for planning: seconds and memory"
 	@echo "make bench-scan       header scan against pydicom and gdcm.Scanner (real CT)"
@@ -111,6 +117,17 @@ DEVICE ?= cpu
 bench-augment: $(READY)
 	$(BIN)/python -m benchmarks.loader_augment --device $(DEVICE) --ct-data $(CT_DATA) \
 	  --folder $(PEER_DATA) --out benchmarks/results/augment-$(DEVICE).json
+
+bench: $(READY) $(PEERS)/.ready $(PEER_NAMES:%=$(PEER_ENVS)/%/.ready)
+	$(BIN)/python -m benchmarks.bench $(SCENARIO) --peers $(PEERS)/bin/python --envs $(PEER_ENVS) \
+	  --ct-data $(CT_DATA)
+	$(BIN)/python -m benchmarks.figure
+
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu --out benchmarks/results/gpu.json
+
+figure: $(READY)
+	$(BIN)/python -m benchmarks.figure
 
 golden: $(READY)
 	$(BIN)/python tests/golden/make_golden.py tests/golden/v1

@@ -27,6 +27,7 @@ from benchmarks.guard_data import BUCKET, describe, write_data
 from benchmarks.guard_flow import Way, count, peak_in_flight
 from benchmarks.guard_memory import count_memory, count_views
 from benchmarks.guard_words import cause
+from shards.plan import PLAN_VERSION
 from shards.testing.emulator import emulator
 
 RECORD = Path(__file__).parent / "results" / "guard.json"
@@ -68,6 +69,7 @@ def measure(recorded: dict[str, Counters]) -> dict[str, Any]:
         data = describe(bucket)
     return {
         "data": data,
+        "plan_version": PLAN_VERSION,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "counters": counters,
@@ -134,6 +136,8 @@ def table(changes: Sequence[Change], recorded: dict[str, Any], found: dict[str, 
         lines.append(f"{scenario:20}{name:22}{_number(was):>14}{_number(now):>14}   {why}")
     if recorded["data"] != found["data"]:
         lines.append("The input is not what was recorded: volumes, writer or codec have changed.")
+    if recorded.get("plan_version") != found["plan_version"]:
+        lines.append("The plan has another version: visits and boxes lie elsewhere.")
     for name, now_version in found["versions"].items():
         was_version = recorded["versions"].get(name)
         if was_version != now_version:

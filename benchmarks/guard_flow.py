@@ -62,7 +62,7 @@ class GuardLoader(CTLoader):
             batch_size=BATCH,
             visits=VISITS,
             loader="reference",
-            stream=StreamConfig(mode=way.mode),  # type: ignore[arg-type]
+            stream=StreamConfig(mode=way.mode, feed="threads"),  # type: ignore[arg-type]
         )
         super().__init__(way.url, VIEWS, config)
         store = self.dataset.store

@@ -293,6 +293,6 @@ def _loader(way: Way, views: ViewRecipe, loader: Any = "reference") -> CTLoader:
         visits=VISITS,
         threads=2,
         loader=loader,
-        stream=StreamConfig(mode=way.mode),  # type: ignore[arg-type]
+        stream=StreamConfig(mode=way.mode, feed="threads"),  # type: ignore[arg-type]
     )
     return CTLoader(way.url, views, config)

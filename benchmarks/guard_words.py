@@ -70,6 +70,7 @@ DOWN = {
     "bytes_held_peak": "less is kept, or less is asked for ahead",
     "peak_in_flight": "requests wait for each other (a serial fetch, or a smaller in_flight)",
 }
+FOLLOWS = {"gets": "ranges", "bytes_on_wire": "bytes_asked"}
 BETTER = "less is taken than before"
 
 
@@ -86,12 +87,11 @@ def cause(name: str, recorded: int | None, now: int | None, others: Mapping[str,
         return "a new counter: record it"
     if now is None:
         return "nothing counts this any more"
+    followed = FOLLOWS.get(name)
+    if followed and others.get(followed) == now - recorded:
+        return f"follows {followed}"
     if now < recorded:
         return DOWN.get(name, BETTER)
     if name == "ranges" and others.get("chunks", 0) > 0:
         return "more ranges because more chunks are wanted"
-    if name == "gets" and others.get("ranges", 0) == now - recorded:
-        return "follows the ranges asked for"
-    if name == "bytes_on_wire" and others.get("bytes_asked", 0) == now - recorded:
-        return "follows the bytes asked for"
     return UP.get(name, "more is taken than before")

@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -79,7 +80,8 @@ def measure(options: argparse.Namespace, bucket: Path) -> dict[str, Any]:
                 found = stream_counters.measure(bucket)
         result[name] = found
         load = [round(before, 1), round(os.getloadavg()[0], 1)]
-        result["runs"][name] = {"rounds": rounds, "load_before_and_after": load}
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        result["runs"][name] = {"rounds": rounds, "load_before_and_after": load, "date": today}
     result["missed"] = missed(result)
     return result
 

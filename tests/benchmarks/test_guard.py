@@ -181,7 +181,7 @@ def test_a_copy_of_a_batch_is_red(changed, monkeypatch):
 
 def test_the_command_says_what_changed_and_the_likely_cause(monkeypatch, tmp_path, capsys):
     record = tmp_path / "guard.json"
-    found = {name: RECORDED[name] for name in ("data", "versions", "python")}
+    found = {name: RECORDED[name] for name in ("data", "plan_version", "versions", "python")}
 
     def counting(**counters: int) -> None:
         now = found | {"counters": {"range folder": counters}}
@@ -208,12 +208,14 @@ def test_another_input_is_named(monkeypatch, tmp_path, capsys):
     record.write_text(json.dumps(RECORDED))
     now = json.loads(json.dumps(RECORDED))
     now["data"]["balanced"]["sha256"] = "0"
+    now["plan_version"] += 1
     now["versions"]["numcodecs"] = "9"
     now["counters"]["range folder"]["bytes_asked"] += 1
     monkeypatch.setattr(guard, "measure", lambda recorded: now)
     assert main(["--file", str(record)]) == 1
     said = capsys.readouterr().out
     assert "The input is not what was recorded" in said
+    assert "The plan has another version" in said
     assert "numcodecs was" in said
 
 
