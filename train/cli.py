@@ -11,9 +11,10 @@ import json
 import logging
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from train.run import FitSummary
 
 logger = logging.getLogger(__name__)
+
+SMOOTHED_STEPS = 20
+"""Steps over which a terminal's data wait is taken: a single one jumps between 0 and 100 %."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -101,30 +105,9 @@ def _resume(command: Resume, console: Console) -> int:
 
 
 def _profile_loader(command: ProfileLoader) -> int:
-    from train.presets import configure
-    from train.profile import profile_loader, render
-    from train.run import loader_config, manifest_of, pick_device
+    from train.profile.cli import run_profile
 
-    config = configure(
-        command.preset,
-        command.url,
-        batch_size=command.batch_size,
-        device=command.device,
-        loader=command.loader,
-        threads=command.threads,
-        data=command.data.config(),
-        stream=command.stream,
-    )
-    if command.batch_size is None:
-        # A preset's batch may be larger than a dataset that is only there to be measured.
-        volumes = manifest_of(command.url).totals.trainable
-        config = replace(config, batch_size=max(1, min(config.batch_size, volumes)))
-    loading = loader_config(config, pick_device(config.device))
-    result = profile_loader(command.url, config.recipe.views, loading, seconds=command.seconds)
-    Console().print(render(result))
-    if command.json:
-        print(json.dumps(result.to_json()))
-    return 0
+    return run_profile(command)
 
 
 class _Watch:
@@ -132,6 +115,7 @@ class _Watch:
 
     def __init__(self, progress: Progress | None) -> None:
         self.signal: int | None = None
+        self._last: deque[StepRecord] = deque(maxlen=SMOOTHED_STEPS)
         self._progress = progress
         self._task = progress.add_task("pretraining", total=None) if progress else None
 
@@ -141,14 +125,26 @@ class _Watch:
         return self.signal is not None
 
     def step(self, record: StepRecord, last_step: int) -> None:
-        """Show one finished step."""
-        text = f"loss {record.loss:.3f}  data wait {record.data_wait:.0%}"
+        """Show one finished step: on a terminal its data wait is that of the last steps."""
+        self._last.append(record)
         if self._progress is not None and self._task is not None:
+            text = _shown(record.loss, self.data_wait)
             self._progress.update(
                 self._task, completed=record.step, total=last_step, description=text
             )
         else:
+            text = _shown(record.loss, record.data_wait)
             logger.info("step %d/%d  %s", record.step, last_step, text)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time of the last steps that went into waiting for data."""
+        waited = sum(record.data_s for record in self._last)
+        return waited / max(1e-9, waited + sum(record.step_s for record in self._last))
+
+
+def _shown(loss: float, data_wait: float) -> str:
+    return f"loss {loss:.3f}  data wait {data_wait:.0%}"
 
 
 @contextmanager

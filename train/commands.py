@@ -94,16 +94,21 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileLoader:
-    """Measure the loader: sets a second, each stage alone, where the bottleneck is."""
+    """Measure the loader: sets a second, each stage alone, the bottleneck and what would help."""
 
     url: tyro.conf.Positional[str]
     """Dataset: a folder, or a URL (s3://, gs://, az://, file://)."""
     preset: str = "small"
     """Whose views to make: tiny, small, base or large."""
     seconds: float = 10.0
-    """How long to measure end to end; the stages and limits take about as long again."""
+    """How long to measure end to end; stages and limits take about as long again, a consumer half
+    as long, headspace as long (or some 10 training steps, if those take longer)."""
     batch_size: Count = None
     """View sets a batch; at most the number of volumes."""
+    consumer_sets_per_s: float | None = None
+    """Pretend to train at this rate; batches are taken as fast as they come when left out."""
+    headspace: str | None = None
+    """Also take training steps of this preset: with the loader, and with cached batches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to make views; auto takes CUDA when there is one."""
     loader: Literal["dali", "reference"] = "dali"
@@ -112,6 +117,10 @@ class ProfileLoader:
     """Threads that decode."""
     data: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
     stream: Annotated[StreamConfig, tyro.conf.arg(name="")] = field(default_factory=StreamConfig)
+    png: Path | None = None
+    """Draw a second of the run by thread, and each stage against its limits."""
+    trace: Path | None = None
+    """Write the run as trace events, for ui.perfetto.dev or chrome://tracing."""
     json: bool = False
     """End with one line of JSON on standard output."""
 

@@ -59,6 +59,19 @@ PRESETS: dict[str, Callable[[str], RunConfig]] = {
 }
 
 
+def check_preset(preset: str, flag: str = "--preset") -> None:
+    """Refuse a name that is no preset's.
+
+    Raises:
+        UsageError: no such preset; the nearest name is given.
+    """
+    if preset not in PRESETS:
+        near = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"{flag} {preset}: no such preset; did you mean {near!r}? ({', '.join(PRESETS)})"
+        )
+
+
 def configure(preset: str, shards: str, **changes: Any) -> RunConfig:
     """The configuration of a preset, with the flags that were given.
 
@@ -70,10 +83,6 @@ def configure(preset: str, shards: str, **changes: Any) -> RunConfig:
     Raises:
         UsageError: no such preset (the nearest name is given), or values out of range.
     """
-    if preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"--preset {preset}: no such preset; did you mean {near!r}? ({', '.join(PRESETS)})"
-        )
+    check_preset(preset)
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(PRESETS[preset](shards), **given)

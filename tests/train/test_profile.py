@@ -1,7 +1,9 @@
-"""The profiler: exact counts against brute force, plausible rates, and a readable verdict."""
+"""The profiler: exact counts against brute force, plausible rates, and outputs that agree."""
 
 import io
 import json
+import struct
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,9 +13,13 @@ from coralbay.views import ViewRecipe, ViewSpec
 from shards.dataset import Dataset
 from shards.testing import write_dataset
 from train.loader.base import CTLoader
+from train.loader.limits import LimitBench
 from train.loader.settings import LoaderConfig
 from train.loader.stages import N_SETS, StageBench, voxels_viewed
-from train.profile import StageRate, _bottleneck, _Flow, profile_loader, render
+from train.profile import profile_loader
+from train.profile.picture import plot_profile
+from train.profile.render import render
+from train.profile.trace import write_trace
 
 VIEWS = ViewRecipe(
     global_=ViewSpec(size=64, extent=(64.0, 64.0), count=2),
@@ -33,7 +39,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(dataset):
-    return profile_loader(dataset, VIEWS, CONFIG, seconds=0.3)
+    return profile_loader(dataset, VIEWS, CONFIG, seconds=0.4, keep_spans=True)
 
 
 def test_amplifications_are_exact(result, dataset):
@@ -61,6 +67,8 @@ def test_amplifications_are_exact(result, dataset):
     assert result.read_amplification == pytest.approx(0.5, rel=0.02)
     assert result.bytes_per_set == pytest.approx(stored / 2, rel=0.02)
     assert 0.25 <= result.requests_per_set <= 0.5  # 8 chunks of 0.3 MB fit one range of 8 MiB
+    # Ideal is then one request a set.
+    assert result.request_amplification == pytest.approx(result.requests_per_set)
 
 
 def test_json_has_what_others_rely_on(result):
@@ -68,45 +76,106 @@ def test_json_has_what_others_rely_on(result):
     for name in ("sets_per_s", "data_wait", "decode_amplification", "read_amplification"):
         assert record[name] > 0
     assert set(record["stages"]) == {"plan", "fetch", "decode", "graph"}
-    assert all(stage["sets_per_s"] > 0 for stage in record["stages"].values())
-    assert set(record["limits"]) == {"read", "memcpy", "codec"}
-    assert all(limit > 0 for limit in record["limits"].values())
-    assert set(record["ratios"]) >= {"fetch_of_read", "decode_of_codec", "decode_of_memcpy"}
-    assert record["bottleneck"]["name"] == "graph"  # the plain reference is the slow one
-    assert record["bottleneck"]["sentence"]
+    for stage in record["stages"].values():
+        assert all(point["sets_per_s"] > 0 for point in stage["sweep"])
+        assert stage["at"] in [point["at"] for point in stage["sweep"]]
+    assert [point["at"] for point in record["stages"]["decode"]["sweep"]] == [1, 2, 4]
+    assert [point["at"] for point in record["stages"]["fetch"]["sweep"]] == [1, 2, 4, 8, 16]
+    assert record["limits"].keys() == {"read", "memcpy", "codec", "h2d", "cached_batches"}
+    assert all(record["limits"][name] > 0 for name in ("read", "memcpy", "codec"))
+    assert record["ratios"].keys() >= {"fetch_of_read", "decode_of_codec", "decode_of_memcpy"}
+    assert record["ratios"]["loader_of"].keys() == {"read", "memcpy", "codec"}
+    name = record["bottleneck"]["name"]
+    assert name == max(record["stages"], key=lambda stage: record["time"][stage])
+    assert record["bottleneck"]["sentence"].startswith(f"{name}-bound: ")
+    assert "spans" not in record
+
+
+def test_the_consumers_time_adds_up(result):
+    assert sum(result.time.values()) == pytest.approx(1.0)
+    assert all(share >= 0 for share in result.time.values())
+    assert result.time["consumer"] == pytest.approx(1 - result.data_wait)
 
 
 def test_people_get_a_table(result):
     text = io.StringIO()
-    Console(file=text, width=100).print(render(result))
-    for word in ("sets/s end to end", "decode alone", "codec", "Bottleneck: graph", "data wait"):
+    Console(file=text, width=120).print(render(result))
+    for word in ("sets/s end to end", "decode", "of codec", "Bottleneck: ", "data wait"):
         assert word in text.getvalue()
 
 
-def test_a_slow_consumer_sets_the_pace(dataset):
-    slow = profile_loader(dataset, VIEWS, CONFIG, seconds=0.5, consumer_sets_per_s=2.0)
-    # Two sets take the consumer at least a second, whatever the loader does.
-    assert slow.sets_per_s <= 2.0
+def test_the_trace_is_whole_and_in_order(result, tmp_path):
+    write_trace(result.spans, tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {event["name"] for event in events if event["ph"] == "M"}
+    assert names >= {"process_name", "thread_name"}
+    pieces = [event for event in events if event["ph"] == "X"]
+    by_thread = defaultdict(list)
+    for piece in pieces:
+        assert piece["ts"] >= 0
+        assert piece["dur"] >= 0
+        by_thread[piece["pid"], piece["tid"]].append(piece)
+    named = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
+    assert by_thread.keys() <= named
+    rounding = 0.01
+    for found in by_thread.values():
+        ends = []
+        for before, piece in zip([found[0], *found], found, strict=False):
+            assert piece["ts"] >= before["ts"]
+            while ends and ends[-1] <= piece["ts"] + rounding:
+                ends.pop()
+            # What has begun inside of another ends inside of it.
+            assert not ends or piece["ts"] + piece["dur"] <= ends[-1] + rounding
+            ends.append(piece["ts"] + piece["dur"])
 
 
-def test_the_verdict_names_the_slowest_stage_or_the_consumer():
-    stages = {
-        "fetch": StageRate(sets_per_s=10, gb_per_s=1.0),
-        "decode": StageRate(sets_per_s=50, gb_per_s=1.0),
-    }
-    busy = _Flow(sets=90, seconds=10.0, waited=9.0)
-    assert _bottleneck(busy, stages, "fetch").name == "fetch"
-    idle = _Flow(sets=90, seconds=10.0, waited=0.1)
-    assert _bottleneck(idle, stages, "fetch").name == "consumer"
+def test_the_trace_has_the_time_of_the_stats(result, tmp_path):
+    write_trace(result.spans, tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    busy = dict.fromkeys(result.stages, 0.0)
+    for event in events:
+        if event["ph"] == "X" and event["cat"].endswith(".busy_s"):
+            busy[event["cat"].removesuffix(".busy_s")] += event["dur"] / 1e6
+    for name, stage in result.stages.items():
+        assert busy[name] > 0
+        assert busy[name] == pytest.approx(stage.run.busy * result.seconds, abs=1e-4)
+    counters = defaultdict(list)
+    for event in events:
+        if event["ph"] == "C":
+            counters[event["name"]].append((event["ts"], event["args"]["sets"]))
+    assert len(counters) == 4
+    for lengths in counters.values():
+        assert lengths == sorted(lengths, key=lambda at: at[0])
+        assert min(length for _, length in lengths) >= 0
+        assert lengths[-1][1] == 0
+
+
+def test_the_picture_is_a_png(result, tmp_path):
+    plot_profile(result, tmp_path / "a.png", title="dense")
+    head = (tmp_path / "a.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:])
+    assert width == 1500
+    assert height > 800
 
 
 @pytest.mark.parametrize("loader", ["reference", "dali"])
-def test_every_stage_does_its_work(dataset, loader):
+def test_every_stage_and_limit_does_its_work(dataset, loader):
     config = LoaderConfig(batch_size=2, threads=2, prefetch=2, loader=loader)
     with CTLoader(dataset, VIEWS, config) as ct, StageBench(ct) as bench:
-        for task in bench.tasks().values():
-            task()
-        with bench.graph() as graph:
-            for _ in range(5):
-                graph()
+        limits = LimitBench(bench)
+        paces = [
+            bench.plan(0.0),
+            bench.fetch(0.0, 1),
+            bench.fetch(0.0, 16),
+            bench.decode(0.0, 3),
+            limits.read(0.0, 3),
+            limits.codec(0.0, 3),
+            limits.memcpy(0.0, 3),
+        ]
+        with bench.graph(1) as graph:
+            paces.append(graph(0.0))
+        assert [round(pace.sets * len(bench.asked) / N_SETS) for pace in paces[4:5]] == [3]
+        assert [pace.sets for pace in paces[3:4] + paces[5:]] == [3, 3, 3, 2]
+        assert all(pace.sets_per_s > 0 for pace in paces)
         assert bench.counts.voxels_decoded == N_SETS * 8 * 64**3

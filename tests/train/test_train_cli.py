@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from coralbay import recipes
 from coralbay.views import ViewRecipe, ViewSpec
 from shards.testing import write_toy_dataset
 from train import presets
-from train.cli import main
+from train.cli import SMOOTHED_STEPS, _Watch, _watching, main
 from train.config import RunConfig
+from train.loader.base import Batch, CTLoader
 from train.metrics import MetricsLog, StepRecord
 
 VIEWS = ViewRecipe(
@@ -105,8 +109,8 @@ FLAGS = {
     "pretrain": DATA_FLAGS + STREAM_FLAGS + "batch-size checkpoint-every device json loader preset "
     "run seed shards steps threads total-steps",
     "resume": STREAM_FLAGS + "accept-new-data json shards steps",
-    "profile-loader": DATA_FLAGS + STREAM_FLAGS + "batch-size device json loader preset seconds "
-    "threads",
+    "profile-loader": DATA_FLAGS + STREAM_FLAGS + "batch-size consumer-sets-per-s device headspace "
+    "json loader png preset seconds threads trace",
 }
 
 
@@ -173,14 +177,123 @@ def test_a_signal_saves_a_checkpoint_and_ends(
     assert not (tmp_path / "run/checkpoint-000003.pt").exists()
 
 
+def profile(shards: Path, *more: str) -> int:
+    little = ["--preset", "little", "--seconds", "0.1"]
+    return main(["profile-loader", str(shards), *little, *more])
+
+
 def test_profile_loader_ends_with_its_json(
-    shards: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url, preset = str(shards), "little"
-    assert main(["profile-loader", url, "--preset", preset, "--seconds", "0.1", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    monkeypatch.setattr("train.profile.headspace.FEW_PAIRS", 1)
+    files = [tmp_path / "a.png", tmp_path / "a.json"]
+    flags = ["--png", str(files[0]), "--trace", str(files[1]), "--headspace", "little"]
+    assert profile(shards, *flags, "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
     names = "sets_per_s stages data_wait decode_amplification read_amplification limits ratios"
     assert set(result) >= {*names.split(), "bottleneck"}
+    for path in files:
+        assert path.is_file()
+        assert any(str(path) in line for line in lines[:-1])
+    found = result["headspace"]
+    assert (found["preset"], found["device"], found["batch_size"]) == ("little", "cpu", 1)
+    assert (found["pairs"], found["steps"]) == (1, 1)
+    assert result["limits"]["cached_batches"] == pytest.approx(found["cached_steps_per_s"])
+    # The same work but for the batches; rates of a shared machine may differ a lot.
+    assert 0.1 < found["ratio"] < 10
+    assert 0 <= found["data_wait"] < 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--png", "/"], "--png /: is a folder"),
+        (["--png", "absent/a.png"], "--png absent/a.png: cannot be written (No such file"),
+        (["--trace", "absent/a.json"], "--trace absent/a.json: cannot be written (No such file"),
+        (["--headspace", "tinny"], "--headspace tinny: no such preset; did you mean 'tiny'?"),
+        (["--seconds", "0"], "--seconds 0: give more than 0"),
+        (["--consumer-sets-per-s", "-1"], "--consumer-sets-per-s -1: give more than 0"),
+        (["--batch-size", "4"], "3 trainable volumes, fewer than the 4 sets of a batch"),
+    ],
+)
+def test_what_cannot_be_profiled_is_said_before_anything_is_measured(
+    shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("train.profile.measure.run_flow", never)
+    assert profile(shards, *flags) == 2
+    assert message in complaint(capsys)
+
+
+# Data wait, live.
+
+
+def record(step: int, data_s: float, step_s: float) -> StepRecord:
+    return StepRecord(
+        step=step, epoch=0, index=step, sets=1, loss=5.0, teacher_entropy=1.0,
+        level_variance=(1.0,), grad_norm=1.0, lr=0.1, wd=0.1, momentum=0.9, teacher_temp=0.1,
+        data_s=data_s, step_s=step_s,
+    )  # fmt: skip
+
+
+def test_a_terminal_shows_the_data_wait_of_the_last_steps() -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=120)
+    n = SMOOTHED_STEPS
+    with _watching(console) as watch:
+        for step in range(1, n + 1):
+            watch.step(record(step, 9.0, 1.0), 100)
+        assert "data wait 90%" in shown(watch)
+        # Half of the last steps wait for nothing.
+        for step in range(n + 1, n * 3 // 2 + 1):
+            watch.step(record(step, 0.0, 10.0), 100)
+        assert "data wait 45%" in shown(watch)
+        # One slow batch among fast ones is not the whole truth.
+        for step in range(n * 3 // 2 + 1, n * 3):
+            watch.step(record(step, 0.0, 1.0), 100)
+        watch.step(record(n * 3, 1.0, 0.0), 100)
+        assert f"data wait {1 / n:.0%}" in shown(watch)
+    assert "data wait" in written.getvalue()
+
+
+def shown(watch: _Watch) -> str:
+    assert watch._progress is not None
+    return watch._progress.tasks[0].description
+
+
+def test_a_log_and_the_metrics_have_the_data_wait_of_each_step(
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = CTLoader.__next__
+
+    def late(loader: CTLoader) -> Batch:
+        batch = at_once(loader)
+        time.sleep(0.2 if batch.indices[0] else 0.0)
+        return batch
+
+    monkeypatch.setattr(CTLoader, "__next__", late)
+    assert pretrain(shards, tmp_path / "run", "--steps", "2") == 0
+    lines = re.findall(r"step \d/2 .*data wait (\d+)%", capsys.readouterr().err)
+    kept = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(kept) == 2
+    for line, found in zip(lines, kept, strict=True):
+        whole = found["data_s"] + found["step_s"]
+        assert found["data_wait"] == pytest.approx(found["data_s"] / whole)
+        assert int(line) == round(100 * found["data_wait"])
+    assert kept[1]["data_s"] >= 0.2
 
 
 # Bad input: what, where, what to do, in one line, with the right exit code.

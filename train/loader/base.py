@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -119,8 +120,8 @@ class CTLoader:
         running = self._running or self._start()
         counts = (self.views.global_.count, self.views.local.count)
         if self._handed_over_s is not None:
-            now = time.perf_counter()
-            self.stats.record("graph", "wait_down_s", self._handed_over_s, now)
+            now, thread = time.perf_counter(), threading.current_thread().name
+            self.stats.record("graph", "wait_down_s", self._handed_over_s, now, thread=thread)
         with self.stats.timed("graph", "busy_s"):
             views, event = running.renderer.render(counts)
         loaded = running.in_flight.popleft()
