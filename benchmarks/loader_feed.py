@@ -112,7 +112,10 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         f"{result['threads']} threads, {result['machine']['cpu_count']} cores; "
         f"medians of {result['rounds']} rounds"
     )
-    yield f"{'':8}{'steps/s':>30}{'data wait':>22}{'cpu s a set':>22}{'in its process':>22}{'subprocess is':>15}"
+    yield (
+        f"{'':8}{'steps/s':>30}{'data wait':>22}{'cpu s a set':>22}{'in its process':>22}"
+        f"{'subprocess is':>15}"
+    )
     arms = "".join(f"{arm:>11}" for arm in ARMS)
     yield f"{'':8}{arms[3:]}{arms[:22] * 3}"
     for name, found in result["consumers"].items():
@@ -155,8 +158,13 @@ def _turn(arm: str, config: RunConfig, consume: Consume, seconds: float) -> Turn
             waited += time.perf_counter() - asked
             consume(batch)
             steps, sets = steps + 1, sets + len(batch.keys)
-        spent = cpu_s() - cpu_before
-    return Turn(steps_per_s=steps / elapsed, data_wait=waited / elapsed, cpu_s_per_set=spent / sets)
+        spent, own = cpu_s() - cpu_before, time.process_time() - own_before
+    return Turn(
+        steps_per_s=steps / elapsed,
+        data_wait=waited / elapsed,
+        cpu_s_per_set=spent / sets,
+        own_cpu_s_per_set=own / sets,
+    )
 
 
 @contextmanager
