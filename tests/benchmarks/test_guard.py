@@ -166,14 +166,14 @@ def test_a_copy_of_an_answer_is_red(changed, monkeypatch):
 
 
 def test_a_copy_of_a_batch_is_red(changed, monkeypatch):
-    graph = pytest.importorskip("train.loader.graph")
-    render = graph.DaliRenderer.render
+    renderer = pytest.importorskip("train.loader.renderer")
+    render = renderer.DaliRenderer.render
 
     def cloning(self: Any, counts: Any) -> Any:
         groups, event = render(self, counts)
         return [group.clone() for group in groups], event
 
-    monkeypatch.setattr(graph.DaliRenderer, "render", cloning)
+    monkeypatch.setattr(renderer.DaliRenderer, "render", cloning)
     red = changed("views")
     assert red.keys() == {"torch_writes", "torch_bytes_written"}
     assert red["torch_bytes_written"][1] == 2 * red["torch_bytes_written"][0]
