@@ -193,7 +193,7 @@ def test_more_threads_as_measured():
     assert found.name == "decode"
     expected = "2 more threads (--threads 4) give about 1.6 x (measured 38.0 -> 61.0 sets/s alone"
     assert expected in found.sentence
-    assert "8.0 of 16 cores are left idle" in found.sentence
+    assert "8.0 of 16 cores are left unused" in found.sentence
     assert "the next limit is graph, 200.0 sets/s alone" in found.sentence
     assert found.gain == pytest.approx(1 / (0.1 + 0.9 * 38 / 61))
 

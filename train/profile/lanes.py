@@ -41,7 +41,7 @@ def lanes(spans: Iterable[Span]) -> list[Lane]:
         elif (span.stage, span.clock) == ("fetch", "busy_s"):
             on_their_way.append(span)
     threads = [
-        Lane(process=process, name=_label(thread), spans=tuple(found))
+        Lane(process=process, name=_label(thread, found), spans=tuple(found))
         for (process, thread), found in sorted(by_thread.items(), key=_in_order)
     ]
     fetches = [
@@ -68,10 +68,12 @@ def queues(spans: Iterable[Span]) -> dict[str, list[tuple[float, int]]]:
     return lengths
 
 
-def _label(thread: str) -> str:
+def _label(thread: str, spans: Iterable[Span]) -> str:
+    """What a thread does; plans are made beside the graph, or in another process."""
     if thread.startswith(DECODE_THREADS):
         return f"decode {int(thread.removeprefix(DECODE_THREADS)) + 1}"
-    return "consumer, graph, plan" if thread == "MainThread" else thread
+    stages = {span.stage for span in spans}
+    return ", ".join((["consumer"] if "graph" in stages else []) + sorted(stages)) or thread
 
 
 def _in_order(lane: tuple[tuple[int, str], object]) -> tuple[bool, int, int, str]:

@@ -206,6 +206,7 @@ class _Evidence:
             batch_size=config.batch_size,
             threads=config.threads,
             in_flight=self.bench.in_flight,
+            feed=config.stream.feed,
             device=config.device,
             loader=config.loader,
             resampler=loader.resampler,

@@ -102,7 +102,7 @@ def _facts(result: ProfileResult) -> Iterator[str]:
     loader_of = ", ".join(f"{short(of[name])} of {LIMITS[name]}" for name in of)
     yield (
         f"{result.loader} loader, {result.resampler}, {result.device}, batch {result.batch_size}, "
-        f"{result.threads} threads, {result.in_flight} reads in flight; "
+        f"{result.threads} threads, {result.in_flight} reads in flight, feed in {result.feed}; "
         f"{result.cores_used:.1f} of {result.cpu_count} cores used"
     )
     yield (

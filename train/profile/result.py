@@ -169,6 +169,8 @@ class ProfileResult:
     threads: int
     in_flight: int
     """Requests at a time; threads that read, for a folder."""
+    feed: str
+    """Where planning, fetching and decoding run: ``threads``, or a ``subprocess``."""
     device: str
     loader: str
     resampler: str

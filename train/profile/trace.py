@@ -35,7 +35,7 @@ def trace_events(spans: Sequence[Span]) -> list[Event]:
     own = os.getpid()
     processes = sorted({span.process for span in spans} | {own})
     events = [
-        _name("process_name", pid, 0, "coralbay" if pid == own else f"coralbay {pid}")
+        _name("process_name", pid, 0, "coralbay" if pid == own else "coralbay, feed")
         for pid in processes
     ]
     for tid, lane in enumerate(lanes(spans), start=1):

@@ -189,7 +189,7 @@ class _Case:
         """How many are idle."""
         if self.setting.idle < IDLE_CORES:
             return f"all {self.setting.cores} cores are busy"
-        return f"{self.setting.idle:.1f} of {self.setting.cores} cores are left idle"
+        return f"{self.setting.idle:.1f} of {self.setting.cores} cores are left unused"
 
 
 def _consumer_bound(flow: Flow, consumer: Consumer | None) -> Bottleneck:
