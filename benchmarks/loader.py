@@ -33,8 +33,8 @@ from benchmarks.stream_protocol import Subject
 
 ROOT = Path(__file__).parents[1]
 CT_DATA = ROOT.parent / "shared" / "data" / "ct"
-WARM_S, MEASURE_S = 0.15, 0.85
-WIDE_WARM_S = 0.8
+WARM_S, MEASURE_S = 0.15, 0.7
+WIDE_WARM_S = 0.5
 """Workers have batches ready from while the others had their turn."""
 CHECKED_SETS = 4
 PACKAGES = {
