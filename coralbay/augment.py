@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float16, Float32, Float64, Int16, Int64
 from numpy import ndarray
 from scipy import ndimage
 
+from coralbay.draws import ViewDraws
 from coralbay.noise import bank_side, noise_bank
 from coralbay.rotation import rotation_matrices
-from coralbay.views import ViewDraws
 
 
 def render_set(

@@ -17,9 +17,10 @@ from coralbay.augment import (
     resample_turned,
     window,
 )
+from coralbay.draws import ViewDraws, draw_views
 from coralbay.noise import bank_side, noise_bank
 from coralbay.rotation import rotation_matrices
-from coralbay.views import ViewDraws, ViewRecipe, ViewSpec, draw_views, identity_recipe
+from coralbay.views import ViewRecipe, ViewSpec, identity_recipe
 
 NO_FLIP = np.array([False] * 3)
 RECIPE = ViewRecipe(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from coralbay import recipes
+from coralbay.draws import draw_views
 from coralbay.rotation import rotation_matrices
-from coralbay.views import N_FIRST, N_SECOND, ViewRecipe, ViewSpec, draw_views, identity_recipe
+from coralbay.views import N_FIRST, N_SECOND, ViewRecipe, ViewSpec, identity_recipe
 from shards.rng import VIEWS, uniforms
 
 RECIPES = [recipes.tiny().views, recipes.small().views, identity_recipe()]

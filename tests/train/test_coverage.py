@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from coralbay.draws import draw_views
 from coralbay.placement import Around
 from coralbay.recipes import tiny
-from coralbay.views import draw_views, identity_recipe
+from coralbay.views import identity_recipe
 from shards.rng import VIEWS, uniforms
 from shards.stats import Stats
 from shards.testing import write_toy_dataset

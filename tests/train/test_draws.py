@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from coralbay.draws import ViewDraws
 from coralbay.recipes import small
-from coralbay.views import ViewDraws
 from shards.rng import VIEWS as VIEWS_STREAM
 from shards.rng import raw
 from shards.testing import write_toy_dataset

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from coralbay.augment import render_set
-from coralbay.views import ViewDraws, ViewRecipe, ViewSpec, draw_views, identity_recipe
+from coralbay.draws import ViewDraws, draw_views
+from coralbay.views import ViewRecipe, ViewSpec, identity_recipe
 from shards.stats import Stats
 from train.loader.params import N_PARAMS, pack_params
 from train.loader.ring import GARBAGE_HU, SlotRing

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from coralbay.augment import render_set
+from coralbay.draws import draw_views
 from coralbay.model import DinoModel
 from coralbay.recipes import Recipe
-from coralbay.views import ViewRecipe, ViewSpec, draw_views
+from coralbay.views import ViewRecipe, ViewSpec
 from ingest.ids import IdKey
 from ingest.prepare import PrepareConfig, prepare
 from ingest.reader import read_series

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from coralbay.augment import render_set
+from coralbay.draws import draw_views
 from coralbay.placement import Around
-from coralbay.views import ViewRecipe, ViewSpec, draw_views, identity_recipe
+from coralbay.views import ViewRecipe, ViewSpec, identity_recipe
 from shards.dataset import Dataset
 from shards.errors import NotADatasetError
 from shards.plan import Plan, PlanConfig

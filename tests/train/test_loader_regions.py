@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coralbay.views import draw_views, identity_recipe
+from coralbay.draws import draw_views
+from coralbay.views import identity_recipe
 from shards.regions import OUTSIDE, chunks_per_axis, coalesce, cover
 from train.loader.params import GAMMA, LOW_HU, N_PARAMS, WIDTH_HU, pack_params
 

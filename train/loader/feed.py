@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from jaxtyping import Float64
 from numpy import ndarray
 
+from coralbay.draws import ViewDraws, draw_views
 from coralbay.placement import Around
-from coralbay.views import ViewDraws, ViewRecipe, draw_views
+from coralbay.views import ViewRecipe
 from shards.chunk_tables import ChunkTables
 from shards.errors import CorruptShardError, ServiceError, ShardError
 from shards.fetched import Fetched

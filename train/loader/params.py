@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 
+from coralbay.draws import ViewDraws
 from coralbay.rotation import rotation_matrices
-from coralbay.views import ViewDraws
 
 Resampler = Literal["affine", "resize"]
 """DALI's ``warp_affine`` for every view, or its ``resize`` with a region of interest for those that

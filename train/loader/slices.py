@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float64, Int16
 from numpy import ndarray
 
-from coralbay.views import ViewDraws, ViewRecipe, identity_recipe
+from coralbay.draws import ViewDraws
+from coralbay.views import ViewRecipe, identity_recipe
 from train.errors import UsageError
 from train.loader.feed import Loaded
 
