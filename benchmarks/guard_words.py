@@ -41,7 +41,7 @@ UP = {
     "bytes_ideal": "the chunks decoded are other ones, or are stored larger",
     "voxels_decoded": "voxels are decoded that no box touches, or chunks are larger",
     "bytes_copied": "decoding copies what it could write in place",
-    "bytes_joined": "views are copied more often than once on their way to torch",
+    "bytes_joined": "views are copied or converted on their way to torch",
     "hedges": "hedging is on, although the guard turns it off",
     "retries": "the storage failed, or a request was given up too early",
     "table_requests": "opening reads the chunk tables more often",

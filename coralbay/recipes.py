@@ -114,7 +114,7 @@ def tiny() -> Recipe:
             global_=ViewSpec(size=64, extent=(48.0, 65.0), count=2),
             local=ViewSpec(size=40, extent=(24.0, 44.0), count=8),
             box_side=65,
-            # No turned views: on a CPU one costs as much as eight others (`docs/method.md`).
+            # No turned views: on a CPU one costs as much as three others (`docs/log.md`).
             blur_p=0.25,
             blur_sigma=(0.5, 1.0),
             noise_p=0.25,
