@@ -49,6 +49,13 @@ def test_dali_cannot_be_imported(monkeypatch, dataset):
     assert "--loader reference" in said
 
 
+def test_dali_lacks_what_the_graphs_are_made_of(monkeypatch, dataset):
+    monkeypatch.setattr(machine, "import_module", lambda name: object())
+    said = refused(monkeypatch, dataset)
+    assert "no operators that part a batch: install 2.4" in said
+    assert "--loader reference" in said
+
+
 def test_dali_on_another_platform(monkeypatch, dataset):
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     said = refused(monkeypatch, dataset)

@@ -26,12 +26,18 @@ def require_dali() -> None:
             f"drivers), or {REFERENCE}"
         )
     try:
-        import_module("nvidia.dali")
+        operators = import_module("nvidia.dali.fn")
     except Exception as exc:  # a library that does not load raises anything
         raise UsageError(
             f"NVIDIA DALI is installed but cannot be imported ({_first_line(exc)}): install it "
             f"again by `pip install --force-reinstall 'coralbay[cuda13]'`, or {REFERENCE}"
         ) from exc
+    # Not public: what `if` in a pipeline stands for. `graph` says why it is used directly.
+    if not hasattr(operators, "_conditional"):
+        raise UsageError(
+            "this version of NVIDIA DALI has no operators that part a batch: install 2.4, e.g. "
+            f"`pip install 'nvidia-dali-cuda130==2.4.*'`, or {REFERENCE}"
+        )
 
 
 def why_no_gpu() -> str | None:

@@ -37,7 +37,7 @@ class LoaderConfig:
     loader: Literal["dali", "reference", "slices"] = "dali"
     """``slices``: on the CPU, plain crops alone, several times faster than DALI there."""
     resampler: Resampler | None = None
-    """None: ``affine`` on a GPU, ``resize`` on a CPU, where it is 8 times faster."""
+    """None: ``affine`` on a GPU, ``resize`` on a CPU, where it is several times faster."""
     precision: Literal["float16", "bfloat16", "float32", "int16"] = "float16"
     """Of the views; ``int16``: HU as stored, by ``slices`` alone; bfloat16 costs DALI's views a
     pass more, as DALI cannot write it."""
