@@ -86,7 +86,7 @@ def panels(results: Path) -> list[Panel]:
 
 def _peers(loader: dict[str, Any]) -> Panel:
     """Crops from RAM or the page cache: ours over each peer's best form, on one core."""
-    run = loader["runs"]["1"]
+    run = loader["runs"]["1.5mm"]
     best: dict[str, tuple[float, str]] = {}
     for case in run["cases"].values():
         name, ratio = case["loader"], case["ours_over_it"]

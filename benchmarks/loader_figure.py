@@ -29,7 +29,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
     ):
         _panel(axes, name, run)
     cpu = result["machine"]["cpu"]
-    figure.suptitle(f"Sets of 2 x 96³ + 8 x 48³ a second and core: ours over others ({cpu})")
+    figure.suptitle(f"Sets of crops a second and core:\nours over others ({cpu})", fontsize=11)
     figure.savefig(target, dpi=150)
 
 

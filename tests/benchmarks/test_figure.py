@@ -11,7 +11,7 @@ from benchmarks.figure import FIGURE, RESULTS, draw, main, panels
 LOADER = {
     "machine": {"cpu": "AMD EPYC"},
     "runs": {
-        "1": {
+        "1.5mm": {
             "rounds": 7,
             "cases": {
                 name: {"loader": name.split(",")[0], "form": form, "ours_over_it": ratio}
