@@ -87,6 +87,7 @@ def execute(scenario: Scenario, options: argparse.Namespace, out: Path) -> int:
     values = {
         "out": out,
         "peers": options.peers,
+        "envs": options.envs,
         "ct_data": options.ct_data,
         "data": options.data,
     }
@@ -102,6 +103,8 @@ def missing(scenario: Scenario, options: argparse.Namespace) -> str | None:
         return f"no real CT at {options.ct_data} (--ct-data)"
     if "peers" in scenario.needs and not shutil.which(str(options.peers)):
         return f"no environment of peers at {options.peers} (`make bench` makes it)"
+    if "envs" in scenario.needs and not options.envs.is_dir():
+        return f"no environments of peers in {options.envs} (`make bench` makes them)"
     if "gpu" in scenario.needs and not _has_gpu():
         return "this machine has no CUDA GPU"
     return None
@@ -146,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("scenarios", nargs="*", help="by name; all of them if none is given")
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument("--peers", default="", help="Python of the peers' environment")
+    parser.add_argument(
+        "--envs", type=Path, default=ROOT / "runs/loader-peers", help="one environment a peer"
+    )
     parser.add_argument("--ct-data", type=Path, default=CT_DATA, help="folder of real CT")
     parser.add_argument("--data", type=Path, default=ROOT / "runs", help="where inputs are made")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")

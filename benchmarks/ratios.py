@@ -86,6 +86,9 @@ def _find(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     if not path:
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield (), float(value)
+    elif isinstance(value, list):
+        # By their number.
+        yield from _find({str(n): one for n, one in enumerate(value)}, path)
     elif isinstance(value, dict):
         keys = list(value) if path[0] == "*" else [path[0]] if path[0] in value else []
         for key in keys:

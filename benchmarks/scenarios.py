@@ -37,13 +37,13 @@ class Scenario:
     """In a line, for people."""
     command: tuple[str, ...]
     """Module and arguments of the quick form. ``{out}`` is the file to write; ``{peers}``,
-    ``{ct_data}`` and ``{data}`` are those of ``benchmarks.bench``."""
+    ``{envs}``, ``{ct_data}`` and ``{data}`` are those of ``benchmarks.bench``."""
     result: str
     """File in ``benchmarks/results``, as the full form has recorded it."""
     ratios: tuple[Ratio, ...]
     minutes: float
     """Of the quick form, on two cores."""
-    needs: tuple[Literal["ct-data", "peers", "gpu"], ...] = ()
+    needs: tuple[Literal["ct-data", "peers", "envs", "gpu"], ...] = ()
     """What must be there; else it is said that the scenario was not run."""
 
 
@@ -65,6 +65,38 @@ SCENARIOS = (
         ),
         minutes=6,
         needs=("ct-data", "peers"),
+    ),
+    Scenario(
+        name="loader",
+        measures="sets of crops a second and core beside MONAI, torchio, nnU-Net and others",
+        command=(
+            *("benchmarks.loader", "--rounds", "3", "--cores", "1", "--envs", "{envs}"),
+            *("--ct-data", "{ct_data}", "--folder", "{data}/loader", "--out", "{out}"),
+        ),
+        result="loader.json",
+        ratios=(
+            Ratio(path=("runs", "1", "cases", "*", "ours_over_it_by_cpu_time"), tolerance=0.3),
+        ),
+        minutes=5,
+        needs=("ct-data", "envs"),
+    ),
+    Scenario(
+        name="decode",
+        measures="decoding against the bare codec on the same chunks, by processor time",
+        command=(
+            *("benchmarks.decode", "--rounds", "5", "--ct-data", "{ct_data}"),
+            *("--data", "{data}/decode", "--out", "{out}"),
+        ),
+        result="decode.json",
+        ratios=(
+            Ratio(
+                path=("profiles", "*", "by_threads", "*", "cpu_of_codec", "decode"),
+                tolerance=0.08,
+            ),
+            Ratio(path=("profiles", "*", "chunks_per_set"), tolerance=0.0, better="same"),
+        ),
+        minutes=1,
+        needs=("ct-data",),
     ),
     Scenario(
         name="ingest",

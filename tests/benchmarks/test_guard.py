@@ -21,6 +21,7 @@ from benchmarks.guard import RECORD, compare, main, scenarios, storage
 from benchmarks.guard_words import MEANING
 from shards.bucket import ObjectStore
 from shards.regions import Region, coalesce, cover
+from train.loader.base import CTLoader
 from train.loader.feed import Loader
 
 RECORDED = json.loads(RECORD.read_text())
@@ -166,18 +167,26 @@ def test_a_copy_of_an_answer_is_red(changed, monkeypatch):
 
 
 def test_a_copy_of_a_batch_is_red(changed, monkeypatch):
-    renderer = pytest.importorskip("train.loader.renderer")
-    render = renderer.DaliRenderer.render
+    pytest.importorskip("nvidia.dali")
+    renderer = CTLoader.renderer
 
-    def cloning(self: Any, counts: Any) -> Any:
-        groups, event = render(self, counts)
-        return [group.clone() for group in groups], event
+    def cloning(self: Any, *given: Any) -> Any:
+        made = renderer(self, *given)
+        render = made.render
 
-    monkeypatch.setattr(renderer.DaliRenderer, "render", cloning)
+        def rendered(counts: Any) -> Any:
+            groups, event = render(counts)
+            return [group.clone() for group in groups], event
+
+        made.render = rendered
+        return made
+
+    monkeypatch.setattr(CTLoader, "renderer", cloning)
     red = changed("views")
     assert red.keys() == {"torch_writes", "torch_bytes_written"}
-    # 8 sets of float16 views.
-    assert red["torch_bytes_written"] == (0, 16_580_608)
+    was, now = red["torch_bytes_written"]
+    # 8 sets of 2 views of 64³ and 8 of 40³, two bytes a voxel.
+    assert now - was == 8 * 2 * (2 * 64**3 + 8 * 40**3)
 
 
 def test_the_command_says_what_changed_and_the_likely_cause(monkeypatch, tmp_path, capsys):
