@@ -20,9 +20,9 @@ from shards.decoding import ChunkDecoder
 from shards.fetched import Bytes, Fetched, Part
 from shards.stats import Stats
 from train.loader.base import CTLoader
-from train.loader.feed import Visit
 from train.loader.filling import PROFILE, StoredFiller
 from train.loader.params import pack_params
+from train.loader.visits import Visit
 
 VISITS = 64
 TURNS = 15

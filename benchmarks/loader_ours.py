@@ -72,7 +72,7 @@ def _crops_of(loader: Any, batch: Any) -> list[Delivered]:
 
 
 def regions(options: argparse.Namespace) -> Iterator[Arrived]:
-    """Decoded regions, which go back as they come."""
+    """Decoded base boxes, all of them, which go back as they come."""
     from train.loader.base import CTLoader
 
     class Regions(CTLoader):
@@ -80,7 +80,7 @@ def regions(options: argparse.Namespace) -> Iterator[Arrived]:
             self.last = _NoViews(pull)
             return self.last
 
-    with loader_of(options, loader="reference") as plain:
+    with loader_of(options, loader="reference", whole_boxes=True) as plain:
         config = plain.config
     with Regions(options.url, recipe(), config) as loader:
         for batch in loader:
@@ -108,7 +108,7 @@ class _NoViews:
 
 def decode(options: argparse.Namespace) -> Iterator[Arrived]:
     """Regions from memory into slots, by the loader's decoder."""
-    with loader_of(options, loader="reference") as loader:
+    with loader_of(options, loader="reference", whole_boxes=True) as loader:
         visits, fetched = _in_memory(loader)
         for number in itertools.count():
             slot, n = _SLOTS[number % N_SLOTS], number % N_REGIONS
@@ -121,7 +121,7 @@ def codec(options: argparse.Namespace) -> Iterator[Arrived]:
     from numcodecs import blosc
 
     blosc.use_threads = False
-    with loader_of(options, loader="reference") as loader:
+    with loader_of(options, loader="reference", whole_boxes=True) as loader:
         visits, fetched = _in_memory(loader)
         bodies = [
             [(place, chunk[:-CRC_BYTES]) for place, chunk in found.stored()] for found in fetched

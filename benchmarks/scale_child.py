@@ -79,7 +79,7 @@ def items(url: str) -> dict[str, Any]:
     """From nothing to the first visits of a rank, chunk tables of their shards included."""
     from shards.chunk_rows import DatasetChunks
     from shards.dataset import Dataset
-    from shards.modes import choose
+    from shards.modes import choose, whole_boxes
     from shards.plan import Plan, PlanConfig
     from shards.regions import cover
     from shards.sources import spans_of_box, spans_of_run
@@ -100,7 +100,7 @@ def items(url: str) -> dict[str, Any]:
         marks.append(time.perf_counter())
         counted = stats.counters()
         rows = DatasetChunks(dataset, samples, tables)
-        chosen = choose("auto", planned, samples, rows)
+        chosen = choose("auto", planned, rows, whole_boxes(planned, samples))
         streamed, ranged, volumes = [], [], 0
         for index in range(0, GLOBAL_BATCH, 2):  # first visits of every other lane
             run = planned.run_ahead(index)

@@ -27,7 +27,7 @@ def no_views_loader(url: str, options: argparse.Namespace) -> Any:
             self.last = NoViews(pull, self.views.box_side, options.copy)
             return self.last
 
-    return Regions(url, small().views, loader_config(options, loader="reference"))
+    return Regions(url, small().views, loader_config(options, loader="reference", whole_boxes=True))
 
 
 def loader_config(options: argparse.Namespace, **more: Any) -> Any:

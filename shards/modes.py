@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from shards.plan import Plan, PlanSamples
-from shards.regions import MAX_GAP, ByteRange, cover
+from shards.regions import MAX_GAP, ByteRange, Region, cover
 from shards.sources import ChunkRows, Mode, spans_of_box, spans_of_run
 
 N_RUNS = 8
@@ -52,21 +53,30 @@ class Choice:
 
 
 def choose(
-    asked: Literal["auto", "stream", "range"], plan: Plan, samples: PlanSamples, rows: ChunkRows
+    asked: Literal["auto", "stream", "range"],
+    plan: Plan,
+    rows: ChunkRows,
+    region: Callable[[int], Region],
 ) -> Choice:
     """Count both ways over the first runs; the same for every rank.
+
+    Args:
+        asked: ``auto``, or the way to take whatever it costs.
+        plan: says which volumes come.
+        rows: where their chunks are.
+        region: what is wanted at a position of the plan.
 
     Raises:
         ShardError: a chunk table cannot be read.
     """
-    stream, by_range = _count(plan, samples, rows)
+    stream, by_range = _count(plan, rows, region)
     mode: Mode = "stream" if stream.cost <= by_range.cost else "range"
     if asked != "auto":
         mode = asked
     return Choice(mode=mode, stream=stream, range=by_range, asked=asked != "auto")
 
 
-def _count(plan: Plan, samples: PlanSamples, rows: ChunkRows) -> tuple[Way, Way]:
+def _count(plan: Plan, rows: ChunkRows, region: Callable[[int], Region]) -> tuple[Way, Way]:
     config = plan.config
     streamed: list[ByteRange] = []
     ranged: list[ByteRange] = []
@@ -79,10 +89,8 @@ def _count(plan: Plan, samples: PlanSamples, rows: ChunkRows) -> tuple[Way, Way]
         for turn in range(min(len(run), config.spread)):
             for visit in range(config.visits):
                 index = (turn + visit * config.spread) * config.global_batch + lane
-                item = plan.item(index)
-                shape = samples.shapes[item.sample].tolist()
-                box = (item.box_start_zyx, config.box_side, tuple(shape), samples.chunk_side)
-                ranged += spans_of_box(rows, item.sample, cover(*box))
+                sample = plan.item(index).sample
+                ranged += spans_of_box(rows, sample, region(index))
                 sets += 1
     # A run is streamed once for all visits of all its volumes.
     return _way(streamed, volumes * config.visits), _way(ranged, sets)
@@ -92,3 +100,14 @@ def _way(spans: list[ByteRange], sets: int) -> Way:
     return Way(
         requests=len(spans) / sets, bytes=sum(span.stop - span.start for span in spans) / sets
     )
+
+
+def whole_boxes(plan: Plan, samples: PlanSamples) -> Callable[[int], Region]:
+    """All chunks of the base box at a position, as ``choose`` takes it."""
+
+    def region(index: int) -> Region:
+        item = plan.item(index)
+        z, y, x = samples.shapes[item.sample].tolist()
+        return cover(item.box_start_zyx, plan.config.box_side, (z, y, x), samples.chunk_side)
+
+    return region

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 from numpy import ndarray
 
 MAX_GAP = 256 * 1024
@@ -24,13 +24,20 @@ class Region:
 
     Attributes:
         origin_zyx: where the box starts in the region, voxels.
-        places: position in the slot (C order) of each touched chunk.
+        places: position in the slot (C order) of each touched chunk, at least one.
         chunks: its number in the volume's chunk grid (C order), or ``OUTSIDE``.
     """
 
     origin_zyx: Float64[ndarray, " 3"]
     places: Int64[ndarray, " n"]
     chunks: Int64[ndarray, " n"]
+
+    def only(self, seen: Bool[ndarray, " _slot"]) -> Region:
+        """The same region with those of its chunks that are seen, by position in the slot."""
+        kept = seen[self.places]
+        return Region(
+            origin_zyx=self.origin_zyx, places=self.places[kept], chunks=self.chunks[kept]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from train.loader.feed import Visit
+from train.loader.visits import Visit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from shards.chunk_rows import DatasetChunks
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError
 from shards.fetched import Fetched, Part
-from shards.modes import choose
+from shards.modes import choose, whole_boxes
 from shards.plan import Plan, PlanConfig
 from shards.regions import cover
 from shards.sources import RangeSource, StreamSource
@@ -154,11 +154,11 @@ def test_a_replacement_is_read_by_range(folder):
 
 def test_the_cheaper_way_is_chosen_and_said(folder):
     many, one = Setup(folder, visits=4), Setup(folder, visits=1)
-    chosen = choose("auto", many.plan, many.samples, many.rows)
+    chosen = choose("auto", many.plan, many.rows, whole_boxes(many.plan, many.samples))
     assert chosen.mode == "stream"
     assert chosen.sentence.startswith("stream, the cheaper way: ")
     assert chosen.stream.cost < chosen.range.cost
-    forced = choose("range", many.plan, many.samples, many.rows)
+    forced = choose("range", many.plan, many.rows, whole_boxes(many.plan, many.samples))
     assert forced.sentence.startswith("range, as asked: ")
     # What was counted beforehand is what a run asks for.
     many.run("stream", 64)
@@ -168,7 +168,7 @@ def test_the_cheaper_way_is_chosen_and_said(folder):
     # A single box of a large volume is read by range.
     large = write_toy_dataset(folder.parent / "large", 4, shape=(60, 300, 300), per_shard=4)
     one = Setup(large, visits=1)
-    assert choose("auto", one.plan, one.samples, one.rows).mode == "range"
+    assert choose("auto", one.plan, one.rows, whole_boxes(one.plan, one.samples)).mode == "range"
 
 
 def test_a_chunk_table_that_is_too_short_is_said(folder):

@@ -18,8 +18,8 @@ from shards.testing.faults import FaultyStore, Schedule
 from shards.testing.memory import MemoryStore
 from train.data import StreamConfig
 from train.loader.base import CTLoader
-from train.loader.feed import Scheduler
 from train.loader.settings import LoaderConfig
+from train.loader.visits import Scheduler
 from train.profile import profile_loader
 from train.profile.flow import Flow
 from train.profile.result import Consumer, Point, Ratios, StageRate, StageUse

@@ -16,18 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from jaxtyping import Float64
-from numpy import ndarray
-
-from coralbay.draws import ViewDraws, draw_views
-from coralbay.placement import Around
 from coralbay.views import ViewRecipe
-from shards.chunk_tables import ChunkTables
 from shards.errors import CorruptShardError, ServiceError, ShardError
 from shards.fetched import Fetched
-from shards.plan import Item, Plan, PlanSamples
-from shards.regions import Region, cover
-from shards.rng import VIEWS, uniforms
 from shards.sources import ChunkSource
 from shards.stats import Stats
 from train.errors import BadDataError
@@ -35,6 +26,7 @@ from train.loader.filling import SlotFiller
 from train.loader.params import Resampler, pack_params
 from train.loader.ring import FreeSlots
 from train.loader.slots import Slot
+from train.loader.visits import Scheduler, Visit
 from train.loader.waits import Waits
 
 logger = logging.getLogger(__name__)
@@ -42,21 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 16
 """Samples tried for one position before the run stops."""
 
-TABLES_AHEAD = 8
-"""Volumes of a lane from which on the chunk tables are read ahead."""
-
 Quarantined = tuple[int, str]
 """Lane and key of a sample that could not be read there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Visit:
-    """Everything about one item except its voxels."""
-
-    item: Item
-    key: str
-    region: Region
-    draws: ViewDraws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,42 +46,6 @@ class Loaded:
     slot: Slot
     came_s: float = 0.0
     """When its stored bytes were there, by ``time.perf_counter``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheduler:
-    """From a position in the plan to the visit it stands for. Pure; any position, in any order."""
-
-    plan: Plan
-    samples: PlanSamples
-    views: ViewRecipe
-    tables: ChunkTables | None = None
-    """Read for coming visits in the background, where reading them takes time."""
-
-    def visit(self, index: int, attempt: int) -> Visit:
-        """The visit at a position; ``attempt`` counts the samples found unreadable there."""
-        item = self.plan.item(index, attempt)
-        self._read_ahead(item)
-        start, side = item.box_start_zyx, self.views.box_side
-        z, y, x = self.samples.shapes[item.sample].tolist()
-        around = Around.of(
-            box_start_zyx=start, lean_zyx=item.lean_zyx, shape_zyx=(z, y, x), box_side=side
-        )
-        return Visit(
-            item=item,
-            key=str(self.samples.keys[item.sample]),
-            region=cover(start, side, (z, y, x), self.samples.chunk_side),
-            draws=draw_views(self.views, self._uniforms(item), around),
-        )
-
-    def _read_ahead(self, item: Item) -> None:
-        if self.tables is not None and not item.visit:
-            coming = item.volume + TABLES_AHEAD * self.plan.config.global_batch
-            self.tables.prefetch([int(self.samples.shard_number[self.plan.sample_of(coming)])])
-
-    def _uniforms(self, item: Item) -> Float64[ndarray, " n"]:
-        seed, wanted = self.plan.config.seed, self.views.n_uniforms
-        return uniforms(seed, VIEWS, item.index, item.attempt, wanted)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

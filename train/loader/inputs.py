@@ -25,11 +25,11 @@ from shards.sources import ChunkSource, RangeSource, StreamSource
 from shards.stats import Stats
 from train.data import DataConfig
 from train.errors import UsageError
-from train.loader.feed import Scheduler
 from train.loader.filling import PROFILE, spare_bytes
 from train.loader.params import N_PARAMS
 from train.loader.settings import LoaderConfig
 from train.loader.slots import SlotLayout
+from train.loader.visits import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,18 @@ class Inputs:
         self._check_enough(url)
         self.chunks = DatasetChunks(self.dataset, self.samples, self.tables)
         self.scheduler = Scheduler(
-            plan=self.plan, samples=self.samples, views=views, tables=self._far_tables()
+            plan=self.plan,
+            samples=self.samples,
+            views=views,
+            tables=self._far_tables(),
+            whole_boxes=config.whole_boxes,
         )
-        self.choice = choose(config.stream.mode, self.plan, self.samples, self.chunks)
+        self.choice = choose(
+            config.stream.mode,
+            self.plan,
+            self.chunks,
+            lambda index: self.scheduler.visit(index, 0).region,
+        )
         logger.info("%s: %s", url, self.choice.sentence)
 
     @property

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from shards.stats import Snapshot
 from train.errors import TrainError
-from train.loader.feed import Quarantined, Visit
+from train.loader.feed import Quarantined
 from train.loader.slots import SlotLayout
 from train.loader.supply import FeedSettings
+from train.loader.visits import Visit
 
 # To the subprocess.
 

@@ -28,6 +28,8 @@ class LoaderConfig:
 
     stream: StreamConfig = field(default_factory=StreamConfig)
     """How they are read."""
+    whole_boxes: bool = False
+    """Read and decode a base box also where no view looks: for those who cut views themselves."""
     threads: int = 8
     """Sets decoded at a time, and the graph's CPU threads (at most one a core)."""
     prefetch: int = 8

@@ -31,10 +31,11 @@ from shards.folder_fetcher import FolderFetcher
 from shards.regions import MAX_RANGE
 from shards.stats import Stats
 from train.loader.base import QUEUED_BATCHES, CTLoader
-from train.loader.feed import Loaded, Loader, Visit
+from train.loader.feed import Loaded, Loader
 from train.loader.filling import make_filler
 from train.loader.pace import Pace, in_this_thread, in_threads
 from train.loader.ring import SlotRing
+from train.loader.visits import Visit
 
 N_SETS = 16
 """Sets that are counted, decoded and rendered: enough to occupy the threads of a workstation."""
