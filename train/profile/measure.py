@@ -11,6 +11,7 @@ from pathlib import Path
 from coralbay.views import ViewRecipe
 from shards.quality import measure_shuffle
 from train.config import RunConfig
+from train.coverage import coverage_of
 from train.loader.base import CTLoader
 from train.loader.settings import LoaderConfig
 from train.loader.stages import N_SETS, StageBench
@@ -198,6 +199,7 @@ class _Evidence:
             retries=flow.counters.get("retries", 0),
             hedges=flow.counters.get("hedges", 0),
             shuffle=measure_shuffle(loader.plan, loader.inputs.samples),
+            coverage=coverage_of(loader.inputs.scheduler),
             bottleneck=find_bottleneck(
                 flow, stages, ratios, setting_of(self.bench, flow), consumer
             ),

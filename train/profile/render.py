@@ -121,6 +121,10 @@ def _facts(result: ProfileResult) -> Iterator[str]:
         f"{shuffle.neighbours_again:.0%} follow the same volume in the next epoch; visits of a "
         f"volume are {shuffle.visit_distance} steps apart"
     )
+    yield (
+        f"coverage: the outermost voxels of an axis are in {result.coverage.evenness:.0%} as many "
+        "views as its average voxel"
+    )
     load = f"load of the machine before: {result.load_before:.1f}"
     yield f"measured in {result.whole_s:.0f} s; {load}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from shards.quality import Shuffle
 from shards.stats import Span
+from train.coverage import Coverage
 
 STAGES = ("plan", "fetch", "decode", "graph")
 
@@ -162,6 +163,8 @@ class ProfileResult:
     """Requests of the run that were made twice, because an answer was late."""
     shuffle: Shuffle
     """Of the first two epochs."""
+    coverage: Coverage
+    """Of volumes by views."""
     bottleneck: Bottleneck
     consumer: Consumer | None
     headspace: Headspace | None
