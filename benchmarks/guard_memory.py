@@ -12,7 +12,6 @@ import os
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +32,7 @@ from train.loader.feed import Loaded, Loader
 from train.loader.filling import DecodedFiller
 from train.loader.ring import SlotRing
 from train.loader.settings import LoaderConfig
+from train.loader.stages import Recorder
 
 LARGE = 64 * 1024
 SLACK = 1024
@@ -155,27 +155,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         yield from _tensors(list(value.values()))
 
 
-class Asks:
-    """Stands for a fetcher: notes what is asked for."""
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[str, int, int]] = []
-
-    def submit(
-        self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
-    ) -> Any:
-        """See ``RangeFetcher``; the answer never comes."""
-        self.ranges.append((path, offset, nbytes))
-        return Future()
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
 def count_memory(way: Way) -> dict[str, int]:
     """New memory to plan, ask for, read and decode ``SETS`` sets, one after another."""
     with tracing(), _loader(way, VIEWS) as loader:
-        asks = Asks()
+        asks = Recorder()
         planned = Steps()
         with planned:
             source = loader.inputs.source(asks, Stats())  # type: ignore[arg-type]

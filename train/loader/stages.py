@@ -88,7 +88,7 @@ class StageBench:
         for fetched in self.fetched:
             with self.slot() as slot:
                 self._decoder.decode(fetched, slot)
-        recorder = _Recorder()
+        recorder = Recorder()
         source = loader.inputs.source(recorder, stats)
         for visit in first:
             source.fetch(visit.item, visit.region)
@@ -229,7 +229,7 @@ def _plan_visits(loader: CTLoader) -> list[Visit]:
     return visits
 
 
-class _Recorder:
+class Recorder:
     """Stands for a fetcher: notes what is asked for, and gives nothing."""
 
     def __init__(self) -> None:
@@ -238,11 +238,12 @@ class _Recorder:
     def submit(
         self, path: str, offset: int, nbytes: int, priority: int = 0, *, fresh: bool = False
     ) -> Bytes:
+        """See ``RangeFetcher``; the answer never comes."""
         self.ranges.append((path, offset, nbytes))
         return Bytes()
 
     def close(self) -> None:
-        pass
+        """Nothing to free."""
 
 
 def voxels_viewed(views: ViewRecipe, visit: Visit) -> int:
