@@ -197,7 +197,7 @@ def test_poison_reaches_the_slots_that_are_shared(dataset):
 
 
 def test_counts_are_those_of_both_processes(dataset):
-    with make(dataset, prefetch=2) as loader:
+    with make(dataset, prefetch=2, whole_boxes=True) as loader:
         list(itertools.islice(loader, 3))
         decoded = everything_of(loader)
         loader.close()
