@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -282,6 +283,7 @@ def test_too_many_bad_samples_are_the_same_error(broken):
 class OddError(Exception):
     def __init__(self, what, where):
         super().__init__(f"{what} at {where}")
+        self.guard = threading.Lock()  # cannot be pickled
 
 
 def test_an_error_that_cannot_travel_says_what_it_was():
