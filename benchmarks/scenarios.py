@@ -70,12 +70,12 @@ SCENARIOS = (
         name="loader",
         measures="sets of crops a second and core beside MONAI, torchio, nnU-Net and others",
         command=(
-            *("benchmarks.loader", "--rounds", "3", "--cores", "1", "--envs", "{envs}"),
+            *("benchmarks.loader", "--rounds", "3", "--runs", "1.5mm", "--envs", "{envs}"),
             *("--ct-data", "{ct_data}", "--folder", "{data}/loader", "--out", "{out}"),
         ),
         result="loader.json",
         ratios=(
-            Ratio(path=("runs", "1", "cases", "*", "ours_over_it_by_cpu_time"), tolerance=0.3),
+            Ratio(path=("runs", "1.5mm", "cases", "*", "ours_over_it_by_cpu_time"), tolerance=0.3),
         ),
         minutes=5,
         needs=("ct-data", "envs"),
