@@ -12,7 +12,6 @@ hole and the others still run; one that would begin too late is not run, and sai
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -107,12 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
     result = run(REHEARSAL, "cpu") if options.rehearse else run(FULL, "gpu")
     print("\n".join(gpu_aims.table(result)))
-    line = json.dumps(result)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(line + "\n")
-    print(line)
-    return 0 if result["passed"] else 1
+    return gpu_smoke.finish(result, options.out)
 
 
 def run(scale: Scale, device: str) -> dict[str, Any]:

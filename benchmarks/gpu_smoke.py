@@ -88,10 +88,15 @@ def main(args: list[str] | None = None) -> int:
         print("gpu_smoke: this machine has no CUDA GPU; nothing was run (--rehearse uses the CPU)")
         return 0
     result = run(REHEARSAL if options.rehearse else FULL, "cpu" if options.rehearse else "gpu")
+    return finish(result, options.out)
+
+
+def finish(result: dict[str, Any], out: Path | None) -> int:
+    """Write the result, print it as the last line, and give the exit code that it means."""
     line = json.dumps(result)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(line + "\n")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(line + "\n")
     print(line)
     return 0 if result["passed"] else 1
 

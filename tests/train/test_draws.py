@@ -76,7 +76,7 @@ def test_ranks_share_the_positions_and_draw_what_one_rank_would(dataset, world):
                 step=0,
                 quarantine=(),
             )
-            for index in itertools.islice(settings.indices(), 40 // world):
+            for index in itertools.islice(settings.indices(loader.plan), 40 // world):
                 assert index not in found
                 found[index] = row(loader.inputs.scheduler.visit(index, 0).draws)
     assert sorted(found) == list(range(40))

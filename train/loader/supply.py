@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from coralbay.views import ViewRecipe
 from shards.decoding import ChunkDecoder
+from shards.plan import Plan
 from shards.stats import Stats
 from train.loader.feed import Feed, FeedLimits, Loaded, Loader, Quarantined
 from train.loader.filling import DecodeOn, make_filler
@@ -59,11 +60,10 @@ class FeedSettings:
     quarantine: tuple[Quarantined, ...]
     """Samples known to be bad."""
 
-    def indices(self) -> Iterator[int]:
+    def indices(self, plan: Plan) -> Iterator[int]:
         """Positions in the plan, without end."""
-        batch = self.config.batch_size * self.config.world
         for step in itertools.count(self.step):
-            yield from range(step * batch + self.config.rank, (step + 1) * batch, self.config.world)
+            yield from plan.rank_indices(step, self.config.rank, self.config.world)
 
 
 def feed_limits(inputs: Inputs, config: LoaderConfig) -> FeedLimits:
@@ -99,7 +99,7 @@ def open_feed(
             settings.resampler,
         ),
         ring=slots,
-        indices=settings.indices(),
+        indices=settings.indices(inputs.plan),
         limits=feed_limits(inputs, settings.config),
         quarantine=settings.quarantine,
         stats=stats,
